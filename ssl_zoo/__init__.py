@@ -1,3 +1,13 @@
 """ssl_zoo: self-supervised vision pretraining on PyTorch Lightning."""
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "load_encoder", "save_encoder"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("load_encoder", "save_encoder"):   # on first use: importing ssl_zoo itself must not import torch
+        return getattr(import_module("ssl_zoo.export"), name)
+    raise AttributeError(f"module 'ssl_zoo' has no attribute {name!r}")

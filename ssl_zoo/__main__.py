@@ -1,0 +1,30 @@
+"""The command line: `ssl-zoo` or `python -m ssl_zoo`. Nothing heavy is imported before it is needed."""
+
+import sys
+from importlib import import_module
+
+HELP = """usage: ssl-zoo COMMAND ...
+
+  fit       pretrain by a recipe:            ssl-zoo fit --config recipes/cifar10/simclr.yaml
+  validate  evaluate a checkpoint:           ssl-zoo validate --config CONFIG --ckpt_path CHECKPOINT
+  export    the encoder of a checkpoint:     ssl-zoo export CHECKPOINT
+
+  ssl-zoo fit --help                         every option of a run
+  ssl-zoo fit --model.help SimCLR            every option of a method; likewise --data.help ImageFolder
+  ssl-zoo fit --config RECIPE --print_config the whole configuration, defaults included
+  ssl-zoo --version
+"""
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+    elif arguments[0] == "--version":
+        print(f"ssl_zoo {import_module('ssl_zoo').__version__}")
+    else:
+        import_module("ssl_zoo.cli").run(arguments)
+
+
+if __name__ == "__main__":
+    main()

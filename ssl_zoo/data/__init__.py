@@ -1,0 +1,8 @@
+"""Data modules: uint8 images, labels and places; no augmentation, no normalisation."""
+
+from ssl_zoo.data.arrays import ArrayImages
+from ssl_zoo.data.digits import Digits
+from ssl_zoo.data.folder import ImageFolder
+from ssl_zoo.data.torchvision_sets import TorchvisionImages
+
+__all__ = ["ArrayImages", "Digits", "ImageFolder", "TorchvisionImages"]

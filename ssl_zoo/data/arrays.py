@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_zoo.data.images import Images
+from ssl_zoo.data.sources import Resident
+
+
+class ArrayImages(Images):
+    """Images of one size from a NumPy file, held in memory.
+
+    Args:
+        path: .npz file with train_images, and if there are labels train_labels, test_images and test_labels. Images
+            are uint8 [N, H, W], [N, H, W, 3] or [N, 3, H, W].
+        batch_size: images in a training batch, on each process.
+        train_images: use only so many images of the training part, the same ones in every run; all where left out.
+    """
+
+    def __init__(self, path: str, batch_size: int = 256, train_images: int | None = None):
+        super().__init__(batch_size, train_images)
+        self.path = path
+
+    def load(self) -> tuple[Resident, Resident | None, list[str]]:
+        if not Path(self.path).is_file():
+            raise FileNotFoundError(f"no file of images at {self.path}")
+        with np.load(self.path) as arrays:
+            if "train_images" not in arrays:
+                raise ValueError(f"{self.path} holds {', '.join(arrays) or 'nothing'}, and train_images is needed")
+            train = resident(arrays["train_images"], arrays.get("train_labels"))
+            test = resident(arrays["test_images"], arrays.get("test_labels")) if "test_images" in arrays else None
+            names = [str(name) for name in arrays.get("classes", [])]
+        classes = names or [str(label) for label in range(int(train.labels.max()) + 1)]
+        return train, test, classes
+
+
+def resident(images: np.ndarray | Tensor, labels: object = None) -> Resident:
+    """Arrays as data sets publish them, as a source: channels first, three of them, labels -1 where unknown."""
+    pixels = torch.as_tensor(images)
+    if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or not len(pixels):
+        raise ValueError(f"images are uint8 [N, H, W], [N, H, W, 3] or [N, 3, H, W], not {pixels.dtype} "
+                         f"{list(pixels.shape)}")
+    if pixels.ndim == 3:
+        pixels = pixels[:, None]
+    elif pixels.shape[3] in (1, 3):
+        pixels = pixels.permute(0, 3, 1, 2)
+    if pixels.shape[1] not in (1, 3):
+        raise ValueError(f"images have 1 or 3 channels, not {list(pixels.shape)}")
+    places = torch.full((len(pixels),), -1) if labels is None else torch.as_tensor(np.asarray(labels)).long()
+    if len(places) != len(pixels):
+        raise ValueError(f"{len(places)} labels do not fit {len(pixels)} images")
+    return Resident(pixels.expand(-1, 3, -1, -1).contiguous(), places)

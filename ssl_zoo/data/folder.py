@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image, read_file
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from ssl_zoo.data.images import Images
+from ssl_zoo.data.sources import Files
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+TRAIN_NAMES, TEST_NAMES = ("train",), ("val", "valid", "validation", "test")
+
+
+class ImageFolder(Images):
+    """The images of a folder, of any sizes: flat and unlabelled, or with one sub-folder for each class.
+
+    With the sub-folders train and val (or test), those are the two parts. Otherwise, where there are classes, a share
+    of each class is held out as the test part and never learnt from.
+
+    Args:
+        root: the folder.
+        batch_size: images in a training batch, on each process.
+        held_out: share of each class that tests, where the folder has no test part.
+        evaluation_size: side of the plain images of evaluation, pixels.
+        train_images: use only so many images of the training part, the same ones in every run; all where left out.
+        workers: processes on each device that decode files.
+        strict: refuse unreadable images instead of skipping them.
+    """
+
+    def __init__(self, root: str, batch_size: int = 256, held_out: float = 0.1, evaluation_size: int = 224,
+                 train_images: int | None = None, workers: int = 2, strict: bool = False):
+        super().__init__(batch_size, train_images, workers, strict)
+        if not 0 < held_out < 1:
+            raise ValueError(f"held_out is a share of each class between 0 and 1, not {held_out}")
+        self.root, self.held_out, self.evaluation_size = root, held_out, evaluation_size
+
+    def load(self) -> tuple[Files, Files | None, list[str]]:
+        root = Path(self.root)
+        if not root.is_dir():
+            raise FileNotFoundError(f"no folder of images at {root.absolute()}; give another --data.root")
+        train_root = next((root / name for name in TRAIN_NAMES if (root / name).is_dir()), root)
+        test_root = next((root / name for name in TEST_NAMES if (root / name).is_dir()), None)
+        paths = find_images(train_root)
+        if not paths:
+            raise ValueError(f"no images in {train_root.absolute()}: looked for "
+                             f"{', '.join(sorted(SUFFIXES))} in it and below")
+        classes = class_names(train_root, paths)
+        train = self.files(train_root, paths, classes)
+        if not classes:
+            return train, None, []
+        if train_root != root and test_root is not None and (test_paths := find_images(test_root)):
+            return train, self.files(test_root, test_paths, classes), classes
+        kept, tested = hold_out(train.labels.numpy(), self.held_out)
+        return train.subset(kept), train.subset(tested), classes
+
+    def files(self, root: Path, paths: list[Path], classes: list[str]) -> Files:
+        names = [path.relative_to(root).parts[0] for path in paths]
+        if unknown := sorted(set(names) - set(classes)) if classes else []:
+            raise ValueError(f"{root / unknown[0]} is a class that the training part does not have")
+        places = {name: label for label, name in enumerate(classes)}
+        labels = torch.tensor([places.get(name, -1) for name in names])
+        return Files(lambda i: read_image(paths[i]), [str(path) for path in paths], labels, self.evaluation_size)
+
+
+def find_images(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def class_names(root: Path, paths: list[Path]) -> list[str]:
+    """The sub-folders, where every image lies in one and there are at least two; else none."""
+    parts = [path.relative_to(root).parts for path in paths]
+    names = sorted({part[0] for part in parts})
+    return names if all(len(part) > 1 for part in parts) and len(names) > 1 else []
+
+
+def hold_out(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Places to keep and places to test on: the same share of each class, at least one image, always the same."""
+    generator = np.random.default_rng(0)
+    tested = [generator.permutation(places)[:max(1, round(share * len(places)))]
+              for places in (np.flatnonzero(labels == label) for label in np.unique(labels))]
+    test = np.sort(np.concatenate(tested))
+    return np.setdiff1d(np.arange(len(labels)), test), test
+
+
+def read_image(path: Path) -> Tensor:
+    """uint8 [3, H, W], upright; raises OSError, ValueError or RuntimeError for a file that is no whole image."""
+    if path.suffix.lower() in (".jpg", ".jpeg", ".png"):   # torchvision decodes these in 4/5 of PIL's time
+        return decode_image(read_file(str(path)), ImageReadMode.RGB, apply_exif_orientation=True)
+    with Image.open(path) as image:
+        return pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))

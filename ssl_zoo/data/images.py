@@ -1,0 +1,79 @@
+"""The data module that the others fill: a part to learn from and, where there is one, a part to test on."""
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+
+from ssl_zoo.data.sources import Files, Loader, Resident
+from ssl_zoo.distributed import world_size
+
+HEALTH_IMAGES = 5000   # without labels, evaluation looks at this many
+
+
+class Images(pl.LightningDataModule):
+    """Training batches without augmentation, and plain evaluation batches of both parts.
+
+    A subclass writes `load`; its batches are (uint8 images or crops, labels, index).
+
+    Args:
+        batch_size: images in a training batch, on each process.
+        train_images: use only so many images of the training part, the same ones in every run; all where left out.
+        workers: processes on each device that decode files; sets in memory need none.
+        strict: refuse unreadable images instead of skipping them.
+    """
+
+    classes: list[str]
+    train: Resident | Files
+    test: Resident | Files | None
+
+    def __init__(self, batch_size: int = 256, train_images: int | None = None, workers: int = 0,
+                 strict: bool = False):
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"a batch has at least 1 image, not {batch_size}")
+        self.batch_size, self.train_images, self.workers, self.strict = batch_size, train_images, workers, strict
+        self.loaded = False
+
+    @abstractmethod
+    def load(self) -> tuple[Resident | Files, Resident | Files | None, list[str]]:
+        """The training part, the test part (None without one) and the names of the classes (none without labels)."""
+
+    @property
+    def labelled(self) -> bool:
+        return bool((self.train.labels >= 0).all())
+
+    def setup(self, stage: str) -> None:
+        if self.loaded:
+            return
+        self.train, self.test, self.classes = self.load()
+        if self.train_images is not None:
+            self.train = self.train.subset(some(len(self.train), self.train_images))
+        self.loaded = True
+
+    def train_dataloader(self) -> Loader:
+        if self.batch_size * world_size() > len(self.train):
+            raise ValueError(f"a batch of {self.batch_size} on each of {world_size()} processes is larger than the "
+                             f"data set of {len(self.train)} images: lower --data.batch_size")
+        trainer: Any = self.trainer
+        source = self.train = self.train.to(trainer.strategy.root_device)
+        if isinstance(source, Files):
+            source.augment = trainer.lightning_module.augment
+        return Loader(source, self.batch_size, self.workers, training=True, strict=self.strict)
+
+    def val_dataloader(self) -> list[Loader]:
+        """The evaluation pair, plain: the training part, then the test part.
+
+        Without labels the training part alone, and at most 5,000 images of it: enough for its health.
+        """
+        if self.labelled and self.test is not None:
+            parts = [self.train, self.test]
+        else:
+            parts = [self.train.subset(some(len(self.train), HEALTH_IMAGES))]
+        return [Loader(part, self.batch_size, self.workers, strict=self.strict) for part in parts]
+
+
+def some(images: int, wanted: int) -> np.ndarray:
+    """The places of at most `wanted` of so many images: spread evenly by chance, the same ones every time."""
+    return np.sort(np.random.default_rng(0).permutation(images)[:wanted])

@@ -1,0 +1,190 @@
+"""Where images come from: tensors in memory, or files that workers decode; and the order in which they come."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as F
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ssl_zoo import distributed
+from ssl_zoo.views import Augmentation, Crops, Key
+
+Loaded = tuple[Tensor | Crops, Tensor, Tensor]   # images or crops, labels [B], index [B]
+
+
+class Order(NamedTuple):
+    """One batch to load: which images, and the key of its views (None for plain images)."""
+
+    places: np.ndarray
+    key: Key | None
+
+
+class Resident:
+    """Images of one size in memory, which the device crops.
+
+    Args:
+        images: [N, 3, H, W] uint8.
+        labels: [N].
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor):
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, index: np.ndarray) -> "Resident":
+        return Resident(self.images[torch.from_numpy(index)], self.labels[torch.from_numpy(index)])
+
+    def to(self, device: torch.device) -> "Resident":
+        """On `device` where they take at most a quarter of its free memory, else where they are."""
+        if device.type == "cuda" and self.images.nbytes > torch.cuda.mem_get_info(device)[0] / 4:
+            return self
+        return Resident(self.images.to(device), self.labels.to(device))
+
+    def __getitem__(self, order: Order) -> Loaded:
+        index = torch.from_numpy(order.places).to(self.images.device)
+        return self.images[index], self.labels[index], index
+
+
+class Files:
+    """Images of any sizes, decoded where they are asked for.
+
+    Args:
+        read: image number -> uint8 [3, H, W]; raises OSError or RuntimeError where it cannot.
+        names: of the images, for messages.
+        labels: [N], -1 where unknown.
+        size: side of plain images, pixels: short side resized to 8/7 of it, then the centre.
+    """
+
+    def __init__(self, read: Callable[[int], Tensor], names: Sequence[str], labels: Tensor, size: int):
+        self.read, self.names, self.labels, self.size = read, names, labels, size
+        self.augment: Augmentation | None = None   # cuts the crops of training batches
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, index: np.ndarray) -> "Files":
+        return Files(lambda i: self.read(int(index[i])), [self.names[i] for i in index],
+                     self.labels[torch.from_numpy(index)], self.size)
+
+    def to(self, device: torch.device) -> "Files":
+        return self
+
+    def __getitem__(self, order: Order) -> Loaded:
+        """A plain batch leaves unreadable images out; a training batch takes the next readable one in their place."""
+        images, index = [], []
+        for i in order.places.tolist():
+            for place in [i] if order.key is None else range(i, i + len(self)):
+                try:
+                    images.append(self.read(place % len(self)))
+                except (OSError, RuntimeError, ValueError):
+                    continue
+                index.append(place % len(self))
+                break
+        found = torch.tensor(index, dtype=torch.long)
+        if order.key is None or self.augment is None:
+            plain = [centre(image, self.size) for image in images]
+            pixels: Tensor | Crops = torch.stack(plain) if plain else torch.empty(0, 3, self.size, self.size).byte()
+        else:
+            pixels = self.augment.cut(images, order.key)
+        return pixels, self.labels[found], found
+
+
+def centre(image: Tensor, size: int) -> Tensor:
+    """The middle of a uint8 image [3, H, W], size x size: the usual plain view of evaluation."""
+    short = round(size * 8 / 7)   # 256 for 224
+    return F.center_crop(F.resize(image, [short], antialias=True), [size, size])
+
+
+class Loader:
+    """The batches of a data set, in an order that is a function of (seed, epoch) and this process's rank.
+
+    It keeps no random state; its only state is its place in the epoch, which a checkpoint of Lightning's saves.
+
+    Args:
+        source: the images.
+        batch_size: of one process.
+        workers: processes that load ahead; 0 loads in this one.
+        training: shuffled, whole batches only, keys for views; else in order, plain, every image.
+        strict: refuse unreadable images instead of skipping them.
+    """
+
+    batch_sampler = None   # Lightning looks at it where there is a sampler
+
+    def __init__(self, source: Resident | Files, batch_size: int, workers: int = 0, *,
+                 training: bool = False, strict: bool = False):
+        self.source, self.batch_size, self.workers = source, batch_size, workers
+        self.training, self.strict = training, strict
+        self.epoch, self.start, self.done = 0, 0, 0
+        self.unreadable: set[int] = set()
+
+    @property
+    def sampler(self) -> "Loader":
+        return self   # Lightning calls `sampler.set_epoch`
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batch": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.start = state["batch"]
+
+    def __len__(self) -> int:
+        images, processes = len(self.source), distributed.world_size()
+        if self.training:
+            return images // (self.batch_size * processes)
+        return -(-len(range(distributed.rank(), images, processes)) // self.batch_size)
+
+    def plan(self) -> list[Order]:
+        """This process's share of the epoch."""
+        if not self.training:
+            mine = np.arange(distributed.rank(), len(self.source), distributed.world_size())
+            return [Order(mine[i:i + self.batch_size], None) for i in range(0, len(mine), self.batch_size)]
+        seed, rank = distributed.run_seed(), distributed.rank()
+        # spawn_key keeps this stream apart from the views', whose key starts with the same two numbers
+        shuffle = np.random.default_rng(np.random.SeedSequence([seed, self.epoch], spawn_key=(0,)))
+        places = shuffle.permutation(len(self.source))
+        places = places[:len(self) * self.batch_size * distributed.world_size()]
+        batches = places.reshape(len(self), distributed.world_size(), self.batch_size)
+        return [Order(batch[rank], Key(seed, self.epoch, i, rank)) for i, batch in enumerate(batches)]
+
+    def __iter__(self) -> Iterator[Loaded]:
+        self.done, self.start = self.start, 0
+        plan = self.plan()[self.done:]
+        for order, batch in zip(plan, self.load(plan), strict=True):
+            self.report(order, batch[2])
+            self.done += 1
+            yield batch
+
+    def image(self, place: int) -> Tensor:
+        """One plain image, uint8 [3, H, W]."""
+        images, _, _ = self.source[Order(np.array([place]), None)]
+        assert isinstance(images, Tensor)
+        return images[0]
+
+    def load(self, plan: list[Order]) -> Iterator[Loaded]:
+        if not self.workers or isinstance(self.source, Resident):
+            return (self.source[order] for order in plan)
+        loader: Any = DataLoader(
+            self.source, batch_size=None, sampler=plan, num_workers=self.workers,   # type: ignore[arg-type]
+            generator=torch.Generator(), pin_memory=torch.cuda.is_available())      # its own, to leave torch's alone
+        return iter(loader)
+
+    def report(self, order: Order, found: Tensor) -> None:
+        """Name each unreadable image once."""
+        if not isinstance(self.source, Files) or (new := set(order.places.tolist()) - set(found.tolist())) == set():
+            return
+        for i in sorted(new - self.unreadable):
+            self.unreadable.add(i)
+            if self.strict:
+                raise ValueError(f"{self.source.names[i]} cannot be read as an image; remove it, or set strict to "
+                                 "false to skip such files")
+            rank_zero_warn(f"{self.source.names[i]} cannot be read as an image and is skipped "
+                           f"({len(self.unreadable)} so far; set strict to true to refuse)")

@@ -1,0 +1,80 @@
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from ssl_zoo.data.arrays import resident
+from ssl_zoo.data.images import Images
+from ssl_zoo.data.sources import Files, Resident
+
+
+class TorchvisionImages(Images):
+    """Any classification set of torchvision by name; those it keeps as arrays stay in memory.
+
+    Args:
+        name: of the class in torchvision.datasets, such as CIFAR10, STL10 or Flowers102.
+        root: folder of the files.
+        download: fetch them where they are missing.
+        train_split: the part to learn from, for sets that name their parts.
+        test_split: the part to test on, for sets that name their parts.
+        batch_size: images in a training batch, on each process.
+        evaluation_size: side of the plain images of evaluation, pixels, for sets of files.
+        train_images: use only so many images of the training part, the same ones in every run; all where left out.
+        workers: processes on each device that decode files.
+        strict: refuse unreadable images instead of skipping them.
+    """
+
+    def __init__(self, name: str, root: str = "data", download: bool = True, train_split: str = "train",
+                 test_split: str = "test", batch_size: int = 256, evaluation_size: int = 224,
+                 train_images: int | None = None, workers: int = 2, strict: bool = False):
+        super().__init__(batch_size, train_images, workers, strict)
+        kind = getattr(torchvision.datasets, name, None)
+        if not (isinstance(kind, type) and {"train", "split"} & inspect.signature(kind).parameters.keys()):
+            raise ValueError(f"torchvision.datasets has no classification set named {name} with parts to train and "
+                             "test on; CIFAR10, CIFAR100, SVHN, FashionMNIST and Flowers102 are some that it has")
+        self.kind, self.root, self.download = kind, root, download
+        self.train_split, self.test_split, self.evaluation_size = train_split, test_split, evaluation_size
+
+    def part(self, train: bool, download: bool) -> Any:
+        parameters = inspect.signature(self.kind).parameters
+        options: dict[str, Any] = {"train": train} if "train" in parameters else {
+            "split": self.train_split if train else self.test_split}
+        if "download" in parameters:
+            options["download"] = download
+        try:
+            return self.kind(self.root, **options)
+        except OSError as error:   # no network, or a server that is gone
+            raise OSError(f"{self.kind.__name__} could not be fetched into {self.root} ({error}); put its files there "
+                          "yourself, or try again with a network") from error
+        except RuntimeError as error:
+            raise ValueError(f"{self.kind.__name__} is not in {self.root} ({error}); set --data.download true, or give "
+                             "the right --data.root") from error
+
+    def prepare_data(self) -> None:
+        for train in (True, False):
+            self.part(train, self.download)
+
+    def load(self) -> tuple[Resident | Files, Resident | Files, list[str]]:
+        train, test = (self.part(train, download=False) for train in (True, False))
+        sources = [self.source(part) for part in (train, test)]
+        classes = list(getattr(train, "classes", [])) or [str(i) for i in range(int(sources[0].labels.max()) + 1)]
+        return sources[0], sources[1], [" ".join(name) if isinstance(name, tuple) else str(name) for name in classes]
+
+    def source(self, part: Any) -> Resident | Files:
+        labels = next((getattr(part, name) for name in ("targets", "labels", "_labels", "y") if hasattr(part, name)),
+                      None)
+        if labels is None:
+            raise ValueError(f"{self.kind.__name__} keeps its labels where ssl_zoo does not find them; save it as a "
+                             "folder with one sub-folder for each class and use ImageFolder")
+        if isinstance(getattr(part, "data", None), np.ndarray | Tensor):
+            return resident(part.data, labels)
+
+        def read(i: int) -> Tensor:
+            return pil_to_tensor(part[i][0].convert("RGB"))
+
+        names = [f"{self.kind.__name__} image {i}" for i in range(len(part))]
+        return Files(read, names, torch.as_tensor(np.asarray(labels)).long(), self.evaluation_size)

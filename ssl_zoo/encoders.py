@@ -1,0 +1,206 @@
+"""Encoders: images in, one feature vector or one feature map per image out. They normalise for themselves."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Encoder(nn.Module):
+    """[B, 3, H, W] or [B, 1, H, W] images, uint8 or float in [0, 1] -> [B, dim] features.
+
+    A subclass makes `backbone`, says its `dim` and `arguments`, and writes `maps`.
+
+    Args:
+        mean: of each channel, subtracted from images in [0, 1].
+        std: of each channel, divides what is left.
+        weights: file to start from: an exported encoder (.safetensors) or the backbone's state dict (.pth, as
+            torchvision publishes it; a classifier `fc` in it is left out). Random where left out.
+    """
+
+    backbone: nn.Module
+    mean: Tensor
+    std: Tensor
+    dim: int
+    arguments: dict[str, Any]   # plain values that make this encoder again: its constructor's, without `weights`
+
+    def __init__(self, mean: tuple[float, float, float] = IMAGENET_MEAN,
+                 std: tuple[float, float, float] = IMAGENET_STD, weights: str | None = None):
+        super().__init__()
+        if min(std) <= 0:
+            raise ValueError(f"an encoder's std must be above 0, not {std}")
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+        self.arguments = {"mean": list(mean), "std": list(std)}
+        self.weights = weights
+
+    def normalize(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(f"an encoder reads images [B, 3, H, W] or [B, 1, H, W], not {list(images.shape)}")
+        images = images / 255 if images.dtype == torch.uint8 else images
+        return (images - self.mean) / self.std             # one channel becomes three
+
+    def maps(self, images: Tensor) -> Tensor:
+        """[B, dim, h, w]: the last feature map, before pooling."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.maps(images).mean((2, 3))
+
+    def start(self) -> None:
+        """Load `weights`, if any; a subclass calls it when its backbone stands."""
+        if self.weights is None:
+            return
+        state = read_state(self.weights)
+        if "mean" in state:
+            load_strictly(self, state, self.weights)
+        else:
+            state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+            load_strictly(self.backbone, state, self.weights)
+
+
+class _ResNet(Encoder):
+    """The stages that torchvision's ResNet and the narrow one share."""
+
+    def maps(self, images: Tensor) -> Tensor:
+        net: Any = self.backbone
+        x = net.maxpool(net.relu(net.bn1(net.conv1(self.normalize(images)))))
+        for name, stage in net.named_children():
+            if name.startswith("layer"):
+                x = stage(x)
+        return x
+
+
+class ResNet(_ResNet):
+    """A torchvision ResNet without its classifier; `backbone` keeps torchvision's own names.
+
+    Args:
+        depth: 18, 34, 50, 101 or 152 layers.
+        small_images: 3x3 stride-1 stem and no max-pool, for images of about 32 pixels (SimCLR, app. B.9).
+        mean: of each channel, subtracted from images in [0, 1].
+        std: of each channel, divides what is left.
+        weights: file to start from: an exported encoder (.safetensors) or a torchvision state dict (.pth).
+    """
+
+    def __init__(self, depth: Literal[18, 34, 50, 101, 152] = 50, small_images: bool = False,
+                 mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD,
+                 weights: str | None = None):
+        super().__init__(mean, std, weights)
+        self.arguments |= {"depth": depth, "small_images": small_images}
+        backbone = getattr(torchvision.models, f"resnet{depth}")()
+        self.dim = backbone.fc.in_features
+        backbone.fc = nn.Identity()
+        if small_images:
+            backbone.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+            nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")   # as torchvision does
+            backbone.maxpool = nn.Identity()
+        self.backbone = backbone
+        self.start()
+
+
+class NarrowResNet(_ResNet):
+    """A small ResNet for 32-pixel images and a CPU: stages of one basic block, each twice as wide and half as large.
+
+    Args:
+        width: channels of the first stage.
+        stages: how many; the features have width * 2 ** (stages - 1) numbers.
+        mean: of each channel, subtracted from images in [0, 1].
+        std: of each channel, divides what is left.
+        weights: file to start from: an exported encoder (.safetensors).
+    """
+
+    def __init__(self, width: int = 32, stages: int = 3, mean: tuple[float, float, float] = IMAGENET_MEAN,
+                 std: tuple[float, float, float] = IMAGENET_STD, weights: str | None = None):
+        super().__init__(mean, std, weights)
+        self.arguments |= {"width": width, "stages": stages}
+        self.dim = width * 2 ** (stages - 1)
+        self.backbone = nn.Sequential()
+        self.backbone.conv1 = nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False)
+        self.backbone.bn1 = nn.BatchNorm2d(width)
+        self.backbone.relu = nn.ReLU(inplace=True)
+        self.backbone.maxpool = nn.Identity()
+        for stage in range(stages):
+            inputs, outputs, stride = width * 2 ** max(stage - 1, 0), width * 2 ** stage, min(stage + 1, 2)
+            shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            block = BasicBlock(inputs, outputs, stride, shortcut if stage else None)
+            self.backbone.add_module(f"layer{stage + 1}", block)
+        for module in self.backbone.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.start()
+
+
+class Timm(Encoder):
+    """Any model of the timm library by name, without its classifier. Needs the extra: pip install ssl_zoo[timm].
+
+    Args:
+        name: timm's name of the model, such as vit_small_patch16_224.
+        image_size: side of the images, for models whose position embeddings depend on it; theirs where left out.
+        mean: of each channel, subtracted from images in [0, 1].
+        std: of each channel, divides what is left.
+        weights: file to start from: an exported encoder (.safetensors) or a timm state dict without classifier.
+    """
+
+    def __init__(self, name: str, image_size: int | None = None, mean: tuple[float, float, float] = IMAGENET_MEAN,
+                 std: tuple[float, float, float] = IMAGENET_STD, weights: str | None = None):
+        super().__init__(mean, std, weights)
+        try:
+            import timm
+        except ImportError:
+            raise ImportError(f"the encoder {name} comes from timm, which is not installed: "
+                              "pip install ssl_zoo[timm]") from None
+        if not timm.is_model(name):
+            close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "see timm.list_models()"
+            raise ValueError(f"timm has no model named {name}; it has {close}")
+        self.arguments |= {"name": name, "image_size": image_size}
+        options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+        net: Any = timm.create_model(name, num_classes=0, **options)
+        self.backbone, self.dim = net, net.num_features
+        self.start()
+
+    def maps(self, images: Tensor) -> Tensor:
+        net: Any = self.backbone
+        images = self.normalize(images)
+        x = net.forward_features(images)
+        if x.ndim == 4:                                          # a convolutional net; channels last in some
+            return x if x.shape[1] == self.dim else x.permute(0, 3, 1, 2)
+        patches = x[:, net.num_prefix_tokens:]                   # without class and register tokens  # [B, N, dim]
+        height = net.patch_embed.dynamic_feat_size(images.shape[-2:])[0]
+        return patches.transpose(1, 2).unflatten(2, (height, -1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.backbone(self.normalize(images))             # pooled as the model does: a ViT by its class token
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The tensors in a .safetensors file or a torch state dict, loaded without running any code in the file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights at {path}; give the path of a .safetensors or .pth file")
+    if Path(path).suffix == ".safetensors":
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no plain state dict; a training checkpoint becomes one with: "
+                         f"ssl-zoo export {path}")
+    return dict(state)
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Load `state` into `module`, or say in one sentence how the two differ and change nothing."""
+    own = module.state_dict()
+    missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
+    reshaped = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    if missing or unexpected or reshaped:
+        examples = ", ".join(sorted([*missing, *unexpected, *reshaped])[:3])
+        raise ValueError(f"{source} is of another architecture: {len(missing)} tensors missing, {len(unexpected)} "
+                         f"unexpected, {len(reshaped)} of another shape ({examples}, ...); build the same encoder "
+                         "and heads as the run that wrote it")
+    module.load_state_dict(state)

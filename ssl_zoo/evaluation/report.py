@@ -1,0 +1,101 @@
+"""What a run leaves behind: a table before and after, the encoder as files, and where everything is."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from ssl_zoo.evaluation.features import FeatureCallback, Features
+from ssl_zoo.export import save_encoder
+from ssl_zoo.method import Batch, Method
+
+PIXELS, BEFORE = "raw pixels", "untrained encoder"
+
+
+class Report(pl.Callback):
+    """Ends a run with a table of every protocol's number before and after, and with the exported encoder.
+
+    The untrained row needs a whole evaluation before training: `trainer.num_sanity_val_steps: -1` in the recipe.
+
+    Args:
+        raw_pixels: evaluate the images' pixels as if they were features, for small images in memory.
+    """
+
+    def __init__(self, raw_pixels: bool = False):
+        self.raw_pixels = raw_pixels
+        self.rows: dict[str, dict[str, float]] = {}
+        self.pixels: dict[int, list[Features]] = {}
+        self.size: int | None = None
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch,
+                                batch_idx: int, dataloader_idx: int = 0) -> None:
+        assert isinstance(batch.images, Tensor)
+        self.size = batch.images.shape[-1]
+        if self.raw_pixels and trainer.sanity_checking and trainer.world_size == 1:
+            pixels = batch.images.flatten(1).float() / 255
+            self.pixels.setdefault(dataloader_idx, []).append(Features(pixels, batch.labels, batch.index))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        whole_pass = trainer.num_sanity_val_steps == float("inf")   # Lightning's form of -1
+        if trainer.sanity_checking and not whole_pass:
+            return
+        callbacks = [callback for callback in self.callbacks(trainer) if callback.latest]
+        if self.pixels:
+            parts = [Features(*map(torch.cat, zip(*batches, strict=True))) for batches in self.pixels.values()]
+            self.rows[PIXELS] = merge(callback.measure(parts[0], parts[-1]) for callback in callbacks
+                                      if callback.needs_labels)
+            self.pixels = {}
+        name = BEFORE if trainer.sanity_checking else f"after epoch {trainer.current_epoch + 1}"
+        self.rows[name] = merge(callback.latest for callback in callbacks)
+
+    def callbacks(self, trainer: pl.Trainer) -> list[FeatureCallback]:
+        found: list[Any] = trainer.callbacks   # type: ignore[attr-defined]
+        return [callback for callback in found if isinstance(callback, FeatureCallback)]
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Method)
+        if not trainer.is_global_zero or trainer.log_dir is None or not trainer.global_step:
+            return
+        folder = Path(trainer.log_dir)
+        last = list(self.rows.values())[-1] if self.rows else {}
+        path = save_encoder(pl_module.evaluated, folder / "encoder", size=self.size, metrics=last,
+                            recipe=dict(pl_module.hparams))
+        text = table({name: self.rows[name] for name in self.shown()})
+        (folder / "report.txt").write_text(text)
+        left = {"checkpoints": folder / "checkpoints", "exported encoder": path, "TensorBoard": folder,
+                "augmented views": folder / "views.png", "nearest neighbours": folder / "neighbours.png"}
+        print("\n" + text)
+        print("\n".join(f"{name:20}{place}" for name, place in left.items() if place.exists()))
+
+    def shown(self) -> list[str]:
+        """The first two rows and the last epoch's: the best epoch is no result, for the test part would choose it."""
+        names = list(self.rows)
+        return [name for name in names if name in (PIXELS, BEFORE)] + names[-1:] if names else []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]
+
+
+def merge(numbers: Any) -> dict[str, float]:
+    return {name: value for some in numbers for name, value in some.items()}
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """Rows by name and columns by protocol: accuracies in percent, other numbers as they are."""
+    columns = list(dict.fromkeys(name for numbers in rows.values() for name in numbers))
+    if not columns:
+        return "no evaluation ran\n"
+
+    def cell(numbers: dict[str, float], name: str) -> str:
+        if name not in numbers:
+            return "-"
+        return f"{numbers[name]:.2f}" if name.startswith("health/") else f"{100 * numbers[name]:.1f} %"
+
+    lines = [f"{'':20}" + "".join(f"{name:>22}" for name in columns)]
+    lines += [f"{row:20}" + "".join(f"{cell(numbers, name):>22}" for name in columns) for row, numbers in rows.items()]
+    return "\n".join(lines) + "\n"

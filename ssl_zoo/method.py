@@ -1,0 +1,107 @@
+"""The one base class: everything the methods share, and nothing any single one of them needs."""
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor
+
+from ssl_zoo import distributed
+from ssl_zoo.encoders import Encoder, load_strictly
+from ssl_zoo.optim import parameter_groups
+from ssl_zoo.schedules import WarmupCosine
+from ssl_zoo.views import Augmentation, Crops, Key, View
+
+
+class Batch(NamedTuple):
+    """A batch as a method sees it: the loader's tensors, and during training their views."""
+
+    images: Tensor | Crops   # [B, 3, H, W] uint8; while training from files, the crops that the workers cut
+    labels: Tensor           # [B], -1 where unknown; only evaluation and supervised methods read them
+    index: Tensor            # type: ignore[assignment]  # [B] place of each image in its data set
+    views: list[View]
+
+
+class Method(pl.LightningModule):
+    """A pretraining method: an encoder, the views it learns from, and a loss on them.
+
+    A subclass writes `training_loss`; one with averaged weights also writes `after_step` and `evaluated`.
+
+    Args:
+        encoder: images -> features; what pretraining is for.
+        augment: draws the views of each training batch, on the device.
+        optimizer: builds the optimiser; its lr is the lr used, its weight decay spares biases and norms.
+        schedule: multiplies the lr by progress through training.
+    """
+
+    def __init__(self, encoder: Encoder, augment: Augmentation, optimizer: OptimizerCallable, schedule: WarmupCosine):
+        super().__init__()
+        # From a recipe, all of it is plain values and makes a checkpoint self-contained. Built in Python, the four
+        # parts are objects, which a checkpoint must not pickle.
+        self.save_hyperparameters(ignore=["encoder", "augment", "optimizer", "schedule"])
+        if "_instantiator" in self.hparams:
+            self.save_hyperparameters()
+        self.encoder = encoder
+        self.augment = augment
+        self.optimizer = optimizer
+        self.schedule = schedule
+
+    @abstractmethod
+    def training_loss(self, batch: Batch) -> Tensor:
+        """The scalar to minimise for this batch."""
+
+    def after_step(self) -> None:
+        """Runs once after each optimiser step, however many batches it accumulated."""
+
+    @property
+    def evaluated(self) -> Encoder:
+        """The encoder that evaluation sees and export writes; a method with a teacher may answer with the teacher's."""
+        return self.encoder
+
+    @property
+    def progress(self) -> float:
+        """Share of the optimiser steps done, 0 to 1."""
+        return self.trainer.global_step / self.trainer.estimated_stepping_batches
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Features [B, dim] float32 of `images`, in evaluation mode and without autocast: all that evaluation sees."""
+        modes = [(module, module.training) for module in self.evaluated.modules()]
+        self.evaluated.eval()
+        with torch.autocast(images.device.type, enabled=False):
+            features = self.evaluated(images).float()
+        for module, mode in modes:
+            module.training = mode
+        return features
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        images, labels, index = batch
+        if not self.trainer.training:
+            return Batch(images, labels, index, [])
+        batch_number = self.trainer.fit_loop.batch_idx + 1   # Lightning counts a batch when it has arrived
+        key = Key(distributed.run_seed(), self.current_epoch, batch_number, self.global_rank)
+        return Batch(images, labels, index, self.augment(images, key))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.training_loss(batch)
+        self.log("loss", loss, prog_bar=True, batch_size=len(batch.index))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        assert isinstance(batch.images, Tensor)   # only training batches are crops
+        return self.encode(batch.images)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.after_step()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(parameter_groups(self))
+        steps = self.trainer.estimated_stepping_batches
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule(step / steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        load_strictly(self, checkpoint["state_dict"], "the checkpoint")

@@ -1,0 +1,189 @@
+"""Callbacks that watch over a run: its progress, speed and views, a loss that is not finite, and Ctrl-C."""
+
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from tqdm import tqdm
+
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.pictures import Tile, publish, sheet
+
+
+class Progress(pl.callbacks.ProgressBar):
+    """One bar over the whole run that says what is going on, with the loss and the latest kNN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bar: tqdm | None = None
+        self.enabled, self.stage = True, ""
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def enable(self) -> None:
+        self.enabled = True
+
+    def say(self, stage: str) -> None:
+        if self.bar is not None and stage != self.stage:
+            self.stage = stage
+            self.bar.set_description(stage)
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        tqdm.write(" ".join(map(str, args)), file=sys.stderr)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self.bar is None and self.enabled and trainer.is_global_zero:
+            calm = 0.2 if sys.stderr.isatty() else 10.0   # seconds; a log file needs no film
+            self.bar = tqdm(total=None, desc="starting", unit="step", mininterval=calm, dynamic_ncols=True,
+                            file=sys.stderr)
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.say("evaluating the untrained encoder")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.bar is not None:
+            self.bar.reset(total=int(trainer.num_training_batches * (trainer.max_epochs or 1)) or None)
+            self.bar.n = self.bar.initial = trainer.fit_loop.total_batch_idx + 1   # not 0 after a resume
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
+                             batch_idx: int) -> None:
+        self.say(f"pretraining, epoch {trainer.current_epoch + 1} of {trainer.max_epochs}")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:
+        if self.bar is not None and self.bar.update():   # true when it was drawn: only then are the numbers read
+            numbers = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name != "v_num"}
+            self.bar.set_postfix(numbers, refresh=False)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.say("evaluating")
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.bar is not None:
+            self.say("done" if stage == "fit" else self.stage)
+            self.bar.close()
+            self.bar = None
+
+
+class Speed(pl.Callback):
+    """Logs images_per_second of training, evaluation left out, whenever the trainer logs."""
+
+    def __init__(self) -> None:
+        self.images, self.since = 0, 0.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch,
+                             batch_idx: int) -> None:
+        if not self.images:
+            self.since = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch,
+                           batch_idx: int) -> None:
+        self.images += len(batch.index) * trainer.world_size
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0:   # type: ignore[attr-defined]
+            pl_module.log("images_per_second", self.images / (time.perf_counter() - self.since), rank_zero_only=True)
+            self.images = 0
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.images = 0
+
+
+class ViewsPicture(pl.Callback):
+    """Saves a picture of the first batch's views: eight images, each with all its views."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch,
+                             batch_idx: int) -> None:
+        folder = trainer.log_dir
+        if not trainer.is_global_zero or folder is None or (Path(folder) / "views.png").exists():
+            return
+        whole = isinstance(batch.images, torch.Tensor)   # crops from a worker come without their sources
+        rows = [[Tile(batch.images[i])] if isinstance(batch.images, torch.Tensor) else []
+                for i in range(min(8, len(batch.index)))]
+        for i, row in enumerate(rows):
+            row.extend(Tile(view.images[i]) for view in batch.views)
+        picture = sheet(rows, "left: source; right: its views" if whole else "the views of an image, row by row",
+                        split=int(whole))
+        publish(picture, "views", folder, trainer.logger, trainer.global_step)
+
+
+class FiniteLoss(pl.Callback):
+    """Stops a run whose loss is not finite, names the step, and lets no later checkpoint be written.
+
+    The first such step is remembered on the device and read once in a while: each reading makes the host wait.
+    """
+
+    def __init__(self) -> None:
+        self.first: torch.Tensor | None = None
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:
+        loss = outputs["loss"].detach()
+        if self.first is None:
+            self.first = torch.full((), -1, device=loss.device)
+        self.first = torch.where((self.first < 0) & ~loss.isfinite(), trainer.global_step, self.first)
+        if loss.device.type == "cpu" or (batch_idx + 1) % 50 == 0:
+            self.check(trainer)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule,
+                           checkpoint: dict[str, Any]) -> None:
+        self.check(trainer)
+
+    def check(self, trainer: pl.Trainer) -> None:
+        if self.first is None or (step := int(self.first)) < 0:
+            return
+        saved = sorted(Path(trainer.log_dir or ".").glob("checkpoints/*.ckpt"), key=lambda file: file.stat().st_mtime)
+        rest = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been saved yet"
+        raise ValueError(f"the loss is not finite at step {step}: try a lower learning rate, more warm-up or "
+                         f"trainer.gradient_clip_val; {rest}")
+
+
+class SafeInterrupt(pl.Callback):
+    """Ctrl-C ends the batch at hand, saves a checkpoint and says how to go on; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.previous: Any = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self.previous = signal.signal(signal.SIGINT, self.ask)
+
+    def ask(self, signum: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:
+        if not trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+            return
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        path = folder / "checkpoints" / "interrupted.ckpt"
+        trainer.save_checkpoint(path)
+        config = folder / "config.yaml"
+        source = f"--config {config} " if config.exists() else ""
+        if trainer.is_global_zero:
+            tqdm.write(f"\ninterrupted at step {trainer.global_step}; go on with:\n"
+                       f"  ssl-zoo fit {source}--ckpt_path {path}", file=sys.stderr)
+        raise KeyboardInterrupt
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGINT, self.previous)
+            self.previous = None
+
+
+def header(trainer: pl.Trainer, method: Method) -> str:
+    """One line on what is about to run."""
+    encoder = method.encoder
+    millions = sum(p.numel() for p in encoder.parameters()) / 1e6
+    return (f"{type(method).__name__} · {type(encoder).__name__}, {millions:.1f} M parameters, {encoder.dim} features "
+            f"· {trainer.num_training_batches} batches x {trainer.max_epochs} epochs "
+            f"on {trainer.strategy.root_device} · {trainer.log_dir}")

@@ -1,0 +1,73 @@
+"""Sheets of small images with captions, for people to look at."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+TILE, GAP, CAPTION = 96, 6, 16            # pixels
+INK, PAPER = (20, 20, 20), (255, 255, 255)
+WRONG = (213, 94, 0)                      # vermilion of Okabe and Ito's palette, told apart by the colour-blind
+
+
+class Tile(NamedTuple):
+    image: Tensor          # [3, H, W], uint8 or float in [0, 1]
+    caption: str = ""
+    wrong: bool = False    # framed, crossed in a corner, and its caption in colour
+
+
+def sheet(rows: Sequence[Sequence[Tile]], heading: str = "", split: int = 0) -> Image.Image:
+    """The tiles in rows, under a heading; a line stands after the first `split` columns."""
+    columns = max(len(row) for row in rows)
+    step, line = TILE + GAP, TILE + GAP + CAPTION
+    top = GAP + (CAPTION + GAP if heading else 0)
+    width = max(GAP + columns * step + (GAP if split else 0), 2 * GAP + 7 * len(heading))
+    picture = Image.new("RGB", (width, top + len(rows) * line), PAPER)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    draw.text((GAP, GAP), heading, INK, font)
+    for r, row in enumerate(rows):
+        for c, tile in enumerate(row):
+            x, y = GAP + c * step + (GAP if split and c >= split else 0), top + r * line
+            picture.paste(to_pil(tile.image), (x, y))
+            draw.text((x, y + TILE + 1), shorten(tile.caption, font), WRONG if tile.wrong else INK, font)
+            if tile.wrong:
+                draw.rectangle((x - 2, y - 2, x + TILE + 1, y + TILE + 1), outline=WRONG, width=4)
+                for ends in ((x + 4, y + 4, x + 18, y + 18), (x + 4, y + 18, x + 18, y + 4)):
+                    draw.line(ends, WRONG, 4)
+    if split:
+        x = GAP // 2 + split * step
+        draw.line((x + GAP // 2, top, x + GAP // 2, picture.height - GAP), (160, 160, 160), 1)
+    return picture
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """At the size of a tile: enlarged pixel by pixel, so that what a view holds stays visible, or reduced smoothly."""
+    image = image.detach().float().cpu() / (255 if image.dtype == torch.uint8 else 1)
+    larger = max(image.shape[-2:]) > TILE
+    options = {"mode": "bilinear", "antialias": True} if larger else {"mode": "nearest"}
+    square = F.interpolate(image[None], (TILE, TILE), **options)[0].clamp(0, 1)
+    return Image.fromarray((square * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def shorten(caption: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    while font.getlength(caption) > TILE:
+        caption = caption.rstrip("…")[:-1] + "…"
+    return caption
+
+
+def publish(picture: Image.Image, name: str, folder: str | Path, logger: Any, step: int) -> None:
+    """Save the picture in `folder`, and show it where the logger takes images, as TensorBoard's does."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    picture.save(Path(folder) / f"{name}.png")
+    if (add_image := getattr(getattr(logger, "experiment", None), "add_image", None)) is not None:
+        add_image(name, to_tensor(picture), step)
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """[3, H, W] uint8, as TensorBoard takes it."""
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return pixels.view(picture.height, picture.width, 3).permute(2, 0, 1)
