@@ -1,30 +1,40 @@
 """The commands: constructor signatures are the schema of a recipe, one file is one whole run."""
 
 import argparse
+import difflib
+import inspect
 import logging
 import os
 import re
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import LearningRateMonitor
-from pytorch_lightning.cli import LightningCLI
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-# what a recipe may name by its class alone
-import ssl_zoo.data
-import ssl_zoo.evaluation
-import ssl_zoo.methods
-from ssl_zoo import monitor
+from ssl_zoo import data, encoders, evaluation, methods, monitor, optim
 from ssl_zoo.export import save_encoder
 from ssl_zoo.method import Method
 
+__all__ = ["Cli", "data", "encoders", "evaluation", "methods", "optim", "run"]   # classes that a recipe may name alone
+
+NOISE = re.compile("Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>")
 DEBUG = "SSL_ZOO_DEBUG"   # set it to see whole tracebacks
+
+
+class Parser(LightningArgumentParser):
+    """Says in one sentence what is wrong with a recipe, where jsonargparse prints its usage and a tree of attempts."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:   # a part of the recipe; whoever parses the whole says where it stands
+            super().error(message, ex)
+        sys.exit(f"ssl-zoo: {parse_error(message)}")
 
 
 class Cli(LightningCLI):
@@ -35,8 +45,14 @@ class Cli(LightningCLI):
                      monitor.ViewsPicture(), LearningRateMonitor()]
         super().__init__(
             Method, pl.LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
-            auto_configure_optimizers=False, save_config_kwargs={"overwrite": True}, args=arguments, run=run,   # type: ignore[arg-type]
+            auto_configure_optimizers=False, save_config_kwargs={"overwrite": True}, run=run,
+            args=None if arguments is None else list(arguments),
             trainer_defaults={"callbacks": callbacks, "enable_model_summary": False, "num_sanity_val_steps": 0})
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = Parser(**kwargs)
+        parser.add_argument("-c", "--config", action="config", help="a recipe; options after it take precedence")
+        return parser
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -44,13 +60,14 @@ class Cli(LightningCLI):
 
 
 def export(arguments: Sequence[str]) -> None:
-    """The encoder of a training checkpoint as .safetensors and .json."""
+    """Write the encoder of a training checkpoint as .safetensors, and what it is as .json."""
     parser = argparse.ArgumentParser("ssl-zoo export", description=export.__doc__)
-    parser.add_argument("checkpoint", type=Path, help="a .ckpt file of ssl-zoo fit")
-    parser.add_argument("--output", type=Path, help="file to write; encoder.safetensors beside the checkpoint's folder")
+    parser.add_argument("checkpoint", type=Path, help="a .ckpt file that ssl-zoo fit left")
+    parser.add_argument("--output", type=Path, help="file to write; the checkpoint's name if left out")
     options = parser.parse_args(arguments)
     if not options.checkpoint.is_file():
-        raise FileNotFoundError(f"no checkpoint at {options.checkpoint}")
+        raise FileNotFoundError(f"no checkpoint at {options.checkpoint}; ssl-zoo fit leaves them in its run's "
+                                "folder, under checkpoints")
     method = Method.load_from_checkpoint(options.checkpoint, map_location="cpu")
     output = options.output or options.checkpoint.with_suffix(".safetensors")
     print(save_encoder(method.evaluated, output, recipe=dict(method.hparams)))
@@ -67,14 +84,61 @@ def run(arguments: list[str]) -> None:
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         if os.environ.get(DEBUG):
             raise
-        sys.exit(f"ssl-zoo: {sentence(error)}\n(for the traceback: {DEBUG}=1)")
+        sys.exit(f"ssl-zoo: {way_out(error)}\n(for the traceback: {DEBUG}=1)")
+
+
+def way_out(error: BaseException) -> str:
+    """What `error` says, and what to do where it is not ours and does not say."""
+    said = parse_error(str(error))   # jsonargparse wraps what a constructor says in its tree
+    if isinstance(error, MisconfigurationException) and re.search("accelerator|backend|CUDA|GPU", said):
+        return f"{said.rstrip('.!')}: this machine has none; run with --trainer.accelerator cpu, or auto"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; choose another folder with --trainer.logger.save_dir" \
+            if isinstance(error, PermissionError | FileExistsError | NotADirectoryError) else said
+    return said
+
+
+def parse_error(message: str) -> str:
+    """jsonargparse's tree of attempts as one sentence: where in the recipe, what is wrong, what would be near."""
+    where, wrong, kind = [], [], None
+    for line in message.splitlines():
+        line = line.strip().removeprefix("- ")
+        key = re.match(r'(?:error: )?Parser key "([^"]+)":?\s*(.*)', line)
+        path = re.match(r"Problem with given class_path '([^']+)'", line)
+        if key:
+            where.append(key[1])
+            wrong += [key[2]] if key[2] else []
+        elif path:
+            kind = path[1]
+            where.append(kind.rpartition(".")[2])
+        elif line and not NOISE.match(line):
+            wrong.append(line)
+    text = "; ".join(dict.fromkeys(wrong)) or message
+    if unknown := re.search(r"Expected a dot import path string: (\w+)", text):
+        names = [name for module in (methods, data, evaluation, encoders, optim) for name in dir(module)]
+        near = difflib.get_close_matches(unknown[1], names, n=1)
+        text = f"there is no class {unknown[1]}" + (f"; did you mean {near[0]}?" if near else "")
+    if option := re.search(r"Option '([^']+)' is not accepted|does not accept option 'trainer.(\w+)'", text):
+        takes = parameters(kind or "pytorch_lightning.Trainer")
+        near = difflib.get_close_matches(option[1] or option[2], takes, n=1)
+        text += f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(takes)}"
+    return ": ".join([" > ".join(where), text] if where else [text])
+
+
+def parameters(path: str) -> list[str]:
+    """The options of a class by its import path, those of its bases included."""
+    module, _, name = path.rpartition(".")
+    kinds = inspect.getmro(getattr(import_module(module), name))
+    return list(dict.fromkeys(option for kind in kinds if kind.__module__.startswith(path.partition(".")[0])
+                              for option, parameter in inspect.signature(kind).parameters.items()
+                              if parameter.kind is not parameter.VAR_KEYWORD))
 
 
 def quiet() -> None:
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    logging.getLogger("pytorch_lightning.accelerators.cuda").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-
-
-def sentence(error: BaseException) -> str:
-    return str(error)
+    """Lightning's hints about its own workings are not for the user of a recipe."""
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed",
+                 "pytorch_lightning.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*LightningCLI's args parameter.*", ".*LeafSpec.*",
+                    ".*You have overridden `on_after_batch_transfer`.*"):
+        warnings.filterwarnings("ignore", message)

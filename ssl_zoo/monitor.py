@@ -41,15 +41,15 @@ class Progress(pl.callbacks.ProgressBar):
         super().setup(trainer, pl_module, stage)
         if self.bar is None and self.enabled and trainer.is_global_zero:
             calm = 0.2 if sys.stderr.isatty() else 10.0   # seconds; a log file needs no film
-            self.bar = tqdm(total=None, desc="starting", unit="step", mininterval=calm, dynamic_ncols=True,
-                            file=sys.stderr)
+            self.print(header(trainer, pl_module))
+            self.bar = tqdm(desc="starting", unit="step", mininterval=calm, dynamic_ncols=True, file=sys.stderr)
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.say("evaluating the untrained encoder")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.bar is not None:
-            self.bar.reset(total=int(trainer.num_training_batches * (trainer.max_epochs or 1)) or None)
+            self.bar.reset(total=int(trainer.num_training_batches * max(trainer.max_epochs or 1, 1)))
             self.bar.n = self.bar.initial = trainer.fit_loop.total_batch_idx + 1   # not 0 after a resume
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
@@ -66,9 +66,15 @@ class Progress(pl.callbacks.ProgressBar):
         if not trainer.sanity_checking:
             self.say("evaluating")
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.say("done")
+        self.close()
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.close()
+
+    def close(self) -> None:
         if self.bar is not None:
-            self.say("done" if stage == "fit" else self.stage)
             self.bar.close()
             self.bar = None
 
@@ -180,10 +186,9 @@ class SafeInterrupt(pl.Callback):
             self.previous = None
 
 
-def header(trainer: pl.Trainer, method: Method) -> str:
+def header(trainer: pl.Trainer, method: pl.LightningModule) -> str:
     """One line on what is about to run."""
-    encoder = method.encoder
-    millions = sum(p.numel() for p in encoder.parameters()) / 1e6
-    return (f"{type(method).__name__} · {type(encoder).__name__}, {millions:.1f} M parameters, {encoder.dim} features "
-            f"· {trainer.num_training_batches} batches x {trainer.max_epochs} epochs "
-            f"on {trainer.strategy.root_device} · {trainer.log_dir}")
+    assert isinstance(method, Method)
+    millions = sum(p.numel() for p in method.encoder.parameters()) / 1e6
+    encoder = f"{type(method.encoder).__name__} of {millions:.1f} M parameters, {method.encoder.dim} features"
+    return f"{type(method).__name__} · {encoder} · {trainer.strategy.root_device} · {trainer.log_dir}"

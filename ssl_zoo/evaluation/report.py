@@ -17,7 +17,7 @@ PIXELS, BEFORE = "raw pixels", "untrained encoder"
 class Report(pl.Callback):
     """Ends a run with a table of every protocol's number before and after, and with the exported encoder.
 
-    The untrained row needs a whole evaluation before training: `trainer.num_sanity_val_steps: -1` in the recipe.
+    The untrained column needs a whole evaluation before training: `trainer.num_sanity_val_steps: -1` in the recipe.
 
     Args:
         raw_pixels: evaluate the images' pixels as if they were features, for small images in memory.
@@ -25,7 +25,7 @@ class Report(pl.Callback):
 
     def __init__(self, raw_pixels: bool = False):
         self.raw_pixels = raw_pixels
-        self.rows: dict[str, dict[str, float]] = {}
+        self.columns: dict[str, dict[str, float]] = {}
         self.pixels: dict[int, list[Features]] = {}
         self.size: int | None = None
 
@@ -44,11 +44,11 @@ class Report(pl.Callback):
         callbacks = [callback for callback in self.callbacks(trainer) if callback.latest]
         if self.pixels:
             parts = [Features(*map(torch.cat, zip(*batches, strict=True))) for batches in self.pixels.values()]
-            self.rows[PIXELS] = merge(callback.measure(parts[0], parts[-1]) for callback in callbacks
+            self.columns[PIXELS] = merge(callback.measure(parts[0], parts[-1]) for callback in callbacks
                                       if callback.needs_labels)
             self.pixels = {}
-        name = BEFORE if trainer.sanity_checking else f"after epoch {trainer.current_epoch + 1}"
-        self.rows[name] = merge(callback.latest for callback in callbacks)
+        name = BEFORE if trainer.sanity_checking else f"epoch {trainer.current_epoch + 1}"
+        self.columns[name] = merge(callback.latest for callback in callbacks)
 
     def callbacks(self, trainer: pl.Trainer) -> list[FeatureCallback]:
         found: list[Any] = trainer.callbacks   # type: ignore[attr-defined]
@@ -59,10 +59,10 @@ class Report(pl.Callback):
         if not trainer.is_global_zero or trainer.log_dir is None or not trainer.global_step:
             return
         folder = Path(trainer.log_dir)
-        last = list(self.rows.values())[-1] if self.rows else {}
+        last = list(self.columns.values())[-1] if self.columns else {}
         path = save_encoder(pl_module.evaluated, folder / "encoder", size=self.size, metrics=last,
                             recipe=dict(pl_module.hparams))
-        text = table({name: self.rows[name] for name in self.shown()})
+        text = table({name: self.columns[name] for name in self.shown()})
         (folder / "report.txt").write_text(text)
         left = {"checkpoints": folder / "checkpoints", "exported encoder": path, "TensorBoard": folder,
                 "augmented views": folder / "views.png", "nearest neighbours": folder / "neighbours.png"}
@@ -70,25 +70,25 @@ class Report(pl.Callback):
         print("\n".join(f"{name:20}{place}" for name, place in left.items() if place.exists()))
 
     def shown(self) -> list[str]:
-        """The first two rows and the last epoch's: the best epoch is no result, for the test part would choose it."""
-        names = list(self.rows)
+        """The pixels', the untrained and the last column: the best epoch is no result, the test part chose it."""
+        names = list(self.columns)
         return [name for name in names if name in (PIXELS, BEFORE)] + names[-1:] if names else []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.columns}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = state_dict["rows"]
+        self.columns = state_dict["rows"]
 
 
 def merge(numbers: Any) -> dict[str, float]:
     return {name: value for some in numbers for name, value in some.items()}
 
 
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """Rows by name and columns by protocol: accuracies in percent, other numbers as they are."""
-    columns = list(dict.fromkeys(name for numbers in rows.values() for name in numbers))
-    if not columns:
+def table(columns: dict[str, dict[str, float]]) -> str:
+    """A line for each protocol, a column for each encoder: accuracies in percent, other numbers as they are."""
+    protocols = list(dict.fromkeys(name for numbers in columns.values() for name in numbers))
+    if not protocols:
         return "no evaluation ran\n"
 
     def cell(numbers: dict[str, float], name: str) -> str:
@@ -96,6 +96,7 @@ def table(rows: dict[str, dict[str, float]]) -> str:
             return "-"
         return f"{numbers[name]:.2f}" if name.startswith("health/") else f"{100 * numbers[name]:.1f} %"
 
-    lines = [f"{'':20}" + "".join(f"{name:>22}" for name in columns)]
-    lines += [f"{row:20}" + "".join(f"{cell(numbers, name):>22}" for name in columns) for row, numbers in rows.items()]
+    lines = [f"{'':20}" + "".join(f"{name:>20}" for name in columns)]
+    lines += [f"{name:20}" + "".join(f"{cell(numbers, name):>20}" for numbers in columns.values())
+              for name in protocols]
     return "\n".join(lines) + "\n"

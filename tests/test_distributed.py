@@ -1,0 +1,140 @@
+"""Two processes with half of a batch each against one process with the whole of it."""
+
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from ssl_zoo import distributed
+from ssl_zoo.losses import nt_xent
+
+PROCESSES, SECONDS = 2, 60
+BATCHES, TEMPERATURE = (1, 2, 7), 0.2      # images on each process
+UNEVEN = [(3, 1), (0, 2), (2, 2)]          # rows on the first process and on the second
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def loss_and_gradients(views):
+    """nt_xent of projections by a matrix, its rows, and the gradients of the matrix and of the views [2, B, 6]."""
+    projector, views = normal(6, 5, seed=1).requires_grad_(), views.clone().requires_grad_()
+    loss = nt_xent(*views @ projector, TEMPERATURE)
+    gradients = torch.autograd.grad(loss, (projector, views))
+    return loss.detach(), nt_xent(*views @ projector, TEMPERATURE, reduction="none").detach(), *gradients
+
+
+def half(x, rank):
+    return x.chunk(PROCESSES)[rank]
+
+
+def gathered(rank):
+    """Gathered rows [4, 3], and the gradient of a loss that weighs them differently on each process."""
+    x = half(normal(4, 3), rank).clone().requires_grad_()
+    rows = distributed.gather(x)
+    (rows.T * normal(3, 4, seed=2 + rank)).sum().backward()      # backward meets a strided gradient
+    return rows.detach(), x.grad
+
+
+def gathered_and_added(rank):
+    """The gradient of what is added to gathered rows, and reads only this process's loss."""
+    x, y = half(normal(4, 3), rank).clone().requires_grad_(), normal(4, 3, seed=1).requires_grad_()
+    shifted = 2 * y
+    ((distributed.gather(x) + shifted) * normal(4, 3, seed=2 + rank)).sum().backward()
+    return y.grad
+
+
+def one_process(rank, port, folder):
+    torch.set_num_threads(1)
+    limit = timedelta(seconds=SECONDS)
+    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=limit)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES, timeout=limit)
+    uneven = [torch.arange(2 * rows[rank]).view(-1, 2) + 100 * rank for rows in UNEVEN]
+    results = {
+        "place": (distributed.rank(), distributed.world_size()),
+        "nt_xent": {batch: loss_and_gradients(normal(2, PROCESSES * batch, 6).chunk(PROCESSES, dim=1)[rank])
+                    for batch in BATCHES},
+        "gather": gathered(rank),
+        "gather and add": gathered_and_added(rank),
+        "gather_uneven": [distributed.gather_uneven(rows) for rows in uneven],
+        "gather_uneven has a gradient": distributed.gather_uneven(torch.ones(1, requires_grad=True)).requires_grad,
+    }
+    torch.save(results, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    """What each of the two processes found."""
+    folder = tmp_path_factory.mktemp("processes")
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)     # the system finds a free port
+    processes = mp.spawn(one_process, (store.port, folder), nprocs=PROCESSES, join=False)
+    end = time.monotonic() + SECONDS
+    try:
+        while not processes.join(timeout=1):
+            assert time.monotonic() < end, f"the two processes took longer than {SECONDS} s"
+    finally:
+        for process in processes.processes:
+            process.kill()
+    return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
+
+
+def test_one_process_is_the_first_of_one_and_gathers_what_it_has():
+    x = normal(3, 2)
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    assert distributed.gather(x) is x
+    assert distributed.gather_uneven(x) is x
+
+
+def test_each_process_knows_its_place(halves):
+    assert [results["place"] for results in halves] == [(0, 2), (1, 2)]
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_nt_xent_and_the_averaged_gradient_do_not_depend_on_the_number_of_processes(halves, batch):
+    whole, rows, projector, views = loss_and_gradients(normal(2, PROCESSES * batch, 6))
+    losses, rows_there, projectors, views_there = zip(*(results["nt_xent"][batch] for results in halves), strict=True)
+    assert torch.stack(losses).mean().item() == pytest.approx(whole.item(), abs=1e-12)
+    assert torch.allclose(torch.stack(projectors).mean(0), projector, rtol=0, atol=1e-12)
+    assert torch.allclose(torch.cat(views_there, 1) / PROCESSES, views, rtol=0, atol=1e-12)
+    rows_there = torch.cat([r.view(2, batch) for r in rows_there], 1)                 # first views, second views
+    assert torch.allclose(rows_there, rows.view(2, PROCESSES * batch), rtol=0, atol=1e-12)
+
+
+def test_gather_gives_every_process_all_rows_in_the_order_of_ranks(halves):
+    for results in halves:
+        assert torch.equal(results["gather"][0], normal(4, 3))
+
+
+def test_the_gradient_of_gathered_rows_is_summed_over_the_losses_of_all_processes(halves):
+    gradient = sum(normal(3, 4, seed=2 + rank).T for rank in range(PROCESSES))        # [4, 3]
+    for rank, results in enumerate(halves):
+        assert torch.allclose(results["gather"][1], half(gradient, rank), rtol=0, atol=1e-12)
+
+
+def test_gather_leaves_the_gradient_of_what_is_added_to_its_rows_alone(halves):
+    for rank, results in enumerate(halves):
+        assert torch.allclose(results["gather and add"], 2 * normal(4, 3, seed=2 + rank), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", range(len(UNEVEN)))
+def test_gather_uneven_joins_any_numbers_of_rows_in_the_order_of_ranks(halves, case):
+    expected = [[100 * rank + 2 * row, 100 * rank + 2 * row + 1] for rank in range(PROCESSES)
+                for row in range(UNEVEN[case][rank])]
+    for results in halves:
+        assert results["gather_uneven"][case].tolist() == expected
+
+
+def test_gather_uneven_has_no_gradient(halves):
+    assert not any(results["gather_uneven has a gradient"] for results in halves)
+
+
+def test_the_runs_seed_is_lightnings_and_zero_without_it(monkeypatch):
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    assert distributed.run_seed() == 0
+    monkeypatch.setenv("PL_GLOBAL_SEED", "12")
+    assert distributed.run_seed() == 12
