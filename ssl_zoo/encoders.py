@@ -1,5 +1,6 @@
 """Encoders: images in, one feature vector or one feature map per image out. They normalise for themselves."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """[B, 3, H, W] or [B, 1, H, W] images, uint8 or float in [0, 1] -> [B, dim] features.
 
     A subclass makes `backbone`, says its `dim` and `arguments`, and writes `maps`.
@@ -48,9 +49,9 @@ class Encoder(nn.Module):
         images = images / 255 if images.dtype == torch.uint8 else images
         return (images - self.mean) / self.std             # one channel becomes three
 
+    @abstractmethod
     def maps(self, images: Tensor) -> Tensor:
         """[B, dim, h, w]: the last feature map, before pooling."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         return self.maps(images).mean((2, 3))

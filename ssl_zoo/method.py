@@ -99,8 +99,10 @@ class Method(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(parameter_groups(self))
-        steps = self.trainer.estimated_stepping_batches
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule(step / steps))
+        # Counting the steps loads the data, and here that would come before Lightning has restored a checkpoint's
+        # place in them: a run resumed in mid-epoch would start the epoch's images anew. So count at the first step.
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.schedule(step / self.trainer.estimated_stepping_batches if step else 0.0))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

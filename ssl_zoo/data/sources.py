@@ -128,13 +128,14 @@ class Loader:
         return self   # Lightning calls `sampler.set_epoch`
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        if epoch != self.epoch:   # a checkpoint of an epoch's end may be followed by the next one's start
+            self.epoch, self.start = epoch, 0
 
     def state_dict(self) -> dict[str, int]:
-        return {"batch": self.done}
+        return {"epoch": self.epoch, "batch": self.done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.start = state["batch"]
+        self.epoch, self.start = state["epoch"], state["batch"]
 
     def __len__(self) -> int:
         images, processes = len(self.source), distributed.world_size()

@@ -20,8 +20,8 @@ class Head(nn.Module):
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
-        self.linear = nn.Linear(len(mean), classes)
-        nn.init.zeros_(self.linear.weight)   # a convex problem needs no random start
+        self.linear = nn.utils.skip_init(nn.Linear, len(mean), classes)   # leaves the run's random numbers alone
+        nn.init.zeros_(self.linear.weight)                                # a convex problem needs no random start
         nn.init.zeros_(self.linear.bias)
         self.to(mean.device)
 

@@ -1,0 +1,69 @@
+"""Small runs that several tests share: noise images, a tiny encoder, a few steps."""
+
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from ssl_zoo.data import ArrayImages
+from ssl_zoo.encoders import NarrowResNet
+from ssl_zoo.methods import SimCLR
+from ssl_zoo.schedules import WarmupCosine
+from ssl_zoo.views import Augmentation, ViewSpec
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def arrays(tmp_path_factory):
+    """A file of 60 + 24 labelled images of 16 pixels, three classes by mean colour."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(84) % 3
+    images = generator.integers(0, 120, (84, 16, 16, 3))
+    images[np.arange(84), :, :, labels] += 100
+    path = tmp_path_factory.mktemp("arrays") / "images.npz"
+    np.savez(path, train_images=images[:60].astype(np.uint8), train_labels=labels[:60],
+             test_images=images[60:].astype(np.uint8), test_labels=labels[60:])
+    return path
+
+
+@pytest.fixture
+def data(arrays):
+    return ArrayImages(str(arrays), batch_size=8)
+
+
+def simclr(**changes):
+    pl.seed_everything(0)
+    row = ViewSpec(size=16, count=2, jitter=0.8, gray=0.2, blur=0.5, solarize=0.2)
+    return SimCLR(**{"encoder": NarrowResNet(4, 2), "augment": Augmentation([row]),
+                     "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-3),
+                     "schedule": WarmupCosine(0.2), "projector": (16, 8)} | changes)
+
+
+@pytest.fixture
+def method():
+    return simclr()
+
+
+def trainer(folder, *callbacks, **options):
+    return pl.Trainer(**{"accelerator": "cpu", "devices": 1, "default_root_dir": folder, "callbacks": list(callbacks),
+                         "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+                         "enable_model_summary": False, "num_sanity_val_steps": 0, "max_epochs": 2} | options)
+
+
+def state(method):
+    return copy.deepcopy(method.state_dict())
+
+
+def same(first, second):
+    """Bit for bit, through dictionaries and lists."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[name], second[name]) for name in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second

@@ -1,0 +1,172 @@
+"""The promises that the base class makes to methods, to callbacks and to whoever resumes a run."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from ssl_zoo.encoders import NarrowResNet
+from ssl_zoo.evaluation import KNN, Health, LinearProbe, Neighbours
+from ssl_zoo.methods import SimCLR
+from ssl_zoo.schedules import WarmupCosine
+from ssl_zoo.views import Augmentation, Key, ViewSpec
+from tests.conftest import same, simclr, state, trainer
+
+
+@pytest.fixture
+def images():
+    return torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+
+
+def test_encode_is_deterministic_and_leaves_no_trace(method, images):
+    method.encoder.backbone.bn1.eval()   # a module that its owner froze stays frozen
+    modes = [module.training for module in method.modules()]
+    before = state(method)
+    first, second = method.encode(images), method.encode(images)
+    assert torch.equal(first, second)
+    assert first.shape == (4, method.encoder.dim)
+    assert not first.requires_grad
+    assert same(before, method.state_dict())
+    assert modes == [module.training for module in method.modules()]
+
+
+def test_encode_is_float32_under_autocast(method, images):
+    expected = method.encode(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(method.encode(images), expected)
+
+
+def test_encode_reads_uint8_and_unit_floats_alike(method, images):
+    assert torch.allclose(method.encode(images), method.encode(images / 255), atol=1e-6)
+
+
+def test_views_of_a_batch_are_those_of_seed_epoch_and_batch(tmp_path, data):
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            key = Key(0, trainer.current_epoch, batch_idx, 0)
+            drawn = pl_module.augment(batch.images, key)
+            seen.append(all(same(list(a), list(b)) for a, b in zip(batch.views, drawn, strict=True)))
+
+    trainer(tmp_path, Watch(), limit_train_batches=3).fit(simclr(), datamodule=data)
+    assert seen == [True] * 6
+
+
+def test_evaluation_sees_no_views(tmp_path, data):
+    class Watch(pl.Callback):
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            assert batch.views == []
+
+    trainer(tmp_path, Watch(), max_epochs=1).fit(simclr(), datamodule=data)
+
+
+def test_after_step_runs_once_for_each_optimiser_step(tmp_path, data):
+    class Counting(SimCLR):
+        steps = 0
+
+        def after_step(self):
+            self.steps += 1
+
+    counting = Counting(encoder=NarrowResNet(4, 2), augment=Augmentation([ViewSpec(16, 2)]),
+                        optimizer=torch.optim.SGD, schedule=WarmupCosine(), projector=(8,))
+    running = trainer(tmp_path, max_epochs=1, accumulate_grad_batches=3)
+    running.fit(counting, datamodule=data)   # 7 batches of 8
+    assert counting.steps == running.global_step == 3
+
+
+def test_the_learning_rate_follows_the_schedule(tmp_path, data):
+    rates = []
+
+    class Watch(pl.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    trainer(tmp_path, Watch()).fit(simclr(), datamodule=data)   # 14 steps
+    assert rates == pytest.approx([0.1 * WarmupCosine(0.2)(step / 14) for step in range(14)])
+
+
+def test_biases_and_norms_do_not_decay(tmp_path, data):
+    running = trainer(tmp_path, max_epochs=1, limit_train_batches=1)
+    running.fit(method := simclr(), datamodule=data)
+    decays = {id(p): group["weight_decay"] for group in running.optimizers[0].param_groups for p in group["params"]}
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            assert decays.pop(id(parameter)) == (1e-3 if parameter.ndim > 1 else 0), name
+    assert not decays
+
+
+@pytest.mark.parametrize(("steps", "when"), [
+    (7, {"every_n_train_steps": 7}),                                    # the last batch of an epoch
+    (10, {"every_n_train_steps": 10}),                                  # the middle of one
+    (7, {"every_n_epochs": 1}),                                         # after the evaluation of an epoch
+    (7, {"every_n_epochs": 1, "save_on_train_epoch_end": True}),        # after an epoch
+])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, data, steps, when):
+    def run(folder, *more, **options):
+        probe, saving = LinearProbe(2), ModelCheckpoint(folder, save_top_k=-1, **when)
+        running = trainer(tmp_path, KNN(), probe, saving, *more, max_epochs=3, enable_checkpointing=True)
+        running.fit(model := simclr(), datamodule=data, **options)
+        return {"weights": state(model), "optimizer": running.optimizers[0].state_dict(),
+                "schedule": running.lr_scheduler_configs[0].scheduler.state_dict(), "probe": probe.state_dict(),
+                "step": running.global_step}
+
+    whole = run(tmp_path / "whole")
+    checkpoint = next((tmp_path / "whole").glob(f"*step={steps}.ckpt"))
+    losses = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            losses.append(outputs["loss"])
+
+    resumed = run(tmp_path / "resumed", Watch(), ckpt_path=checkpoint)
+    assert len(losses) == 21 - steps
+    assert same(whole, resumed)
+
+
+def test_evaluation_changes_nothing_of_the_run(tmp_path, data):
+    with_it, without = simclr(), simclr()
+    assert same(state(with_it), state(without))
+    for model, callbacks in ((with_it, [KNN(), LinearProbe(2), Health(), Neighbours()]), (without, [])):
+        pl.seed_everything(1)
+        running = trainer(tmp_path, *callbacks, **({} if callbacks else {"limit_val_batches": 0}))
+        running.fit(model, datamodule=data)
+        model.random = torch.get_rng_state()
+    assert same(state(with_it), state(without))   # running statistics included
+    assert torch.equal(with_it.random, without.random)
+
+
+def test_a_checkpoint_of_a_run_built_in_python_holds_no_objects(tmp_path, data):
+    running = trainer(tmp_path, max_epochs=1)
+    running.fit(simclr(), datamodule=data)
+    running.save_checkpoint(tmp_path / "run.ckpt")
+    saved = torch.load(tmp_path / "run.ckpt", weights_only=True)   # refuses anything but plain values and tensors
+    assert saved["hyper_parameters"] == {"projector": (16, 8), "projector_norm": True, "temperature": 0.1}
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_in_a_sentence(tmp_path, data):
+    running = trainer(tmp_path, max_epochs=1, limit_train_batches=1)
+    running.fit(simclr(), datamodule=data)
+    running.save_checkpoint(tmp_path / "run.ckpt")
+    with pytest.raises(ValueError, match=r"another architecture: 0 tensors missing, 0 unexpected, \d+ of another shape"):
+        trainer(tmp_path).fit(simclr(encoder=NarrowResNet(8, 2)), datamodule=data, ckpt_path=tmp_path / "run.ckpt")
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_simclr_refuses_another_number_of_views_than_two(count):
+    with pytest.raises(ValueError, match=f"SimCLR learns from 2 views of each image, and this recipe draws {count}"):
+        simclr(augment=Augmentation([ViewSpec(16, count)]))
+
+
+def test_simclr_refuses_a_temperature_of_zero():
+    with pytest.raises(ValueError, match="a temperature must be above 0, not 0"):
+        simclr(temperature=0)
+
+
+def test_simclr_trains_close_to_float32_under_bf16(tmp_path, data):
+    losses = {}
+    for precision in ("32-true", "bf16-mixed"):
+        running = trainer(tmp_path, max_epochs=1, limit_train_batches=1, precision=precision)
+        running.fit(simclr(), datamodule=data)
+        losses[precision] = running.callback_metrics["loss"].item()
+    assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=0.02)
