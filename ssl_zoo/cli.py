@@ -7,13 +7,15 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -45,14 +47,23 @@ class Cli(LightningCLI):
                      monitor.ViewsPicture(), LearningRateMonitor()]
         super().__init__(
             Method, pl.LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
-            auto_configure_optimizers=False, save_config_kwargs={"overwrite": True}, run=run,
+            parser_class=Parser, auto_configure_optimizers=False, run=run,
+            save_config_kwargs={"overwrite": True},
             args=None if arguments is None else list(arguments),
             trainer_defaults={"callbacks": callbacks, "enable_model_summary": False, "num_sanity_val_steps": 0})
 
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        parser = Parser(**kwargs)
-        parser.add_argument("-c", "--config", action="config", help="a recipe; options after it take precedence")
-        return parser
+    def _parse_ckpt_path(self) -> None:
+        """Lightning lets a checkpoint's values override the command line's; here the recipe and the options decide."""
+
+    def before_fit(self) -> None:
+        """Find out before the first step, not at the first checkpoint, whether the run's folder can be written."""
+        folder = Path(self.trainer.logger.save_dir if self.trainer.logger else self.trainer.default_root_dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise ValueError(f"the folder {folder} cannot be written ({error.strerror}): choose another with "
+                             "--trainer.logger.save_dir or --trainer.default_root_dir") from error
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -68,9 +79,22 @@ def export(arguments: Sequence[str]) -> None:
     if not options.checkpoint.is_file():
         raise FileNotFoundError(f"no checkpoint at {options.checkpoint}; ssl-zoo fit leaves them in its run's "
                                 "folder, under checkpoints")
-    method = Method.load_from_checkpoint(options.checkpoint, map_location="cpu")
+    method = load_method(options.checkpoint)
     output = options.output or options.checkpoint.with_suffix(".safetensors")
     print(save_encoder(method.evaluated, output, recipe=dict(method.hparams)))
+
+
+def load_method(checkpoint: Path) -> Method:
+    """The method of a checkpoint that a recipe's run left, of whatever class it is."""
+    values = torch.load(checkpoint, map_location="cpu", weights_only=True)["hyper_parameters"]
+    if "_class_path" not in values:
+        raise ValueError(f"{checkpoint} is of a run built in Python and does not say how to build its encoder: write "
+                         "it there with ssl_zoo.save_encoder(method.evaluated, path)")
+    module, _, name = values["_class_path"].rpartition(".")
+    kind = getattr(import_module(module), name)
+    if not issubclass(kind, Method):
+        raise ValueError(f"{checkpoint} holds a {name}, which is no method of ssl_zoo")
+    return kind.load_from_checkpoint(checkpoint, map_location="cpu")
 
 
 def run(arguments: list[str]) -> None:
@@ -92,9 +116,6 @@ def way_out(error: BaseException) -> str:
     said = parse_error(str(error))   # jsonargparse wraps what a constructor says in its tree
     if isinstance(error, MisconfigurationException) and re.search("accelerator|backend|CUDA|GPU", said):
         return f"{said.rstrip('.!')}: this machine has none; run with --trainer.accelerator cpu, or auto"
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}; choose another folder with --trainer.logger.save_dir" \
-            if isinstance(error, PermissionError | FileExistsError | NotADirectoryError) else said
     return said
 
 

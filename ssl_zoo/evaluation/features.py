@@ -5,7 +5,7 @@ from weakref import WeakKeyDictionary
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from ssl_zoo import distributed
@@ -74,7 +74,7 @@ class FeatureCallback(pl.Callback):
         train, test = parts[0], parts[-1]
         if self.needs_labels and (len(parts) < 2 or (test.labels < 0).any()):
             if not self.said:
-                rank_zero_info(f"{type(self).__name__} measures accuracy, which needs labels: put the images of each "
+                rank_zero_warn(f"{type(self).__name__} measures accuracy, which needs labels: put the images of each "
                                "class into a sub-folder of their own")
                 self.said = True
             return

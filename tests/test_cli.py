@@ -1,0 +1,224 @@
+"""The command line as its users meet it: real processes, real files, one sentence for bad input."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from ssl_zoo import load_encoder
+from ssl_zoo.cli import parse_error, run
+from tests.conftest import same
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def recipe(tmp_path, arrays, monkeypatch):
+    """A small whole run on arrays, in an empty folder, as a dictionary that tests change before they write it."""
+    monkeypatch.chdir(tmp_path)
+    whole = yaml.safe_load((ROOT / "recipes/quickstart.yaml").read_text())
+    whole["trainer"] |= {"max_epochs": 2, "check_val_every_n_epoch": 1, "log_every_n_steps": 1}
+    whole["model"]["init_args"]["encoder"]["init_args"] = {"width": 4, "stages": 2}
+    whole["model"]["init_args"]["augment"]["views"] = [{"size": 16, "count": 2}]
+    whole["model"]["init_args"]["projector"] = [16, 8]
+    whole["data"] = {"class_path": "ArrayImages", "init_args": {"path": str(arrays), "batch_size": 8}}
+    return whole
+
+
+def fit(recipe, *options):
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run(["fit", "--config", "recipe.yaml", *options])
+    return sorted(Path("runs/quickstart").glob("version_*"))[-1]
+
+
+def refusal(recipe, *options):
+    """What a refused run says: one sentence, without a traceback, and a status that is not 0."""
+    with pytest.raises(SystemExit) as refused:
+        fit(recipe, *options)
+    assert isinstance(refused.value.code, str)   # sys.exit prints a string and ends with status 1
+    said = refused.value.code.splitlines()
+    assert len([line for line in said if "SSL_ZOO_DEBUG" not in line]) == 1, said
+    return said[0]
+
+
+def test_a_run_leaves_checkpoint_encoder_pictures_report_and_logs(recipe, capsys):
+    folder = fit(recipe)
+    printed = capsys.readouterr().out
+    for name in ("checkpoints/last.ckpt", "encoder.safetensors", "encoder.json", "views.png", "neighbours.png",
+                 "report.txt", "config.yaml"):
+        assert (folder / name).stat().st_size, name
+    for word in ("raw pixels", "untrained encoder", "epoch 2", "knn_instdisc", "linear_cached", "health/rankme",
+                 str(folder / "encoder.safetensors"), str(folder / "views.png")):
+        assert word in printed, word
+    assert Image.open(folder / "neighbours.png").width > 800
+
+
+def test_tensorboard_holds_loss_rate_similarities_speed_and_accuracies(recipe):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(fit(recipe)))
+    events.Reload()
+    scalars, images = set(events.Tags()["scalars"]), set(events.Tags()["images"])
+    assert {"loss", "similarity/positive", "similarity/negative", "images_per_second", "knn_instdisc",
+            "linear_cached", "health/rankme"} <= scalars
+    assert any(name.startswith("lr-") for name in scalars)
+    assert {"views", "neighbours"} <= images
+
+
+def test_export_gives_back_the_encoder_of_the_checkpoint(recipe, capsys):
+    folder = fit(recipe)
+    run(["export", str(folder / "checkpoints/last.ckpt"), "--output", "here/encoder.safetensors"])
+    assert "here/encoder.safetensors" in capsys.readouterr().out
+    exported, left = load_encoder("here/encoder"), load_encoder(folder / "encoder")
+    trained = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert same(dict(exported.state_dict()), dict(left.state_dict()))
+    assert same(dict(exported.state_dict()), {name.removeprefix("encoder."): value for name, value in trained.items()
+                                              if name.startswith("encoder.")})
+
+
+def test_validate_measures_what_the_run_measured(recipe, capsys):
+    folder = fit(recipe)
+    reported = re.search(r"knn_instdisc.* ([\d.]+) %\n", capsys.readouterr().out)[1]
+    run(["validate", "--config", str(folder / "config.yaml"), "--ckpt_path", str(folder / "checkpoints/last.ckpt")])
+    validated = re.search(r"knn_instdisc\D+([\d.]+)", capsys.readouterr().out)[1]
+    assert float(validated) == pytest.approx(float(reported) / 100, abs=5e-4)
+
+
+def test_a_second_run_in_the_same_folder_is_a_new_version(recipe):
+    first = fit(recipe)
+    kept = {file: file.stat().st_mtime_ns for file in first.rglob("*") if file.is_file()}
+    second = fit(recipe)
+    assert (first.name, second.name) == ("version_0", "version_1")
+    assert kept == {file: file.stat().st_mtime_ns for file in first.rglob("*") if file.is_file()}
+
+
+def test_a_command_line_run_resumes_bit_for_bit_in_a_new_process(recipe):
+    whole = fit(recipe, "--trainer.max_epochs", "3")
+    recipe["trainer"]["callbacks"][-1]["init_args"] = {"save_last": True, "save_top_k": -1, "every_n_epochs": 1}
+    fit(recipe, "--trainer.max_epochs", "3")
+    half = next(Path("runs/quickstart/version_1/checkpoints").glob("epoch=1-*.ckpt"))
+    subprocess.run([sys.executable, "-m", "ssl_zoo", "fit", "--config", "recipe.yaml", "--trainer.max_epochs", "3",
+                    "--ckpt_path", str(half)], check=True, capture_output=True)
+    states = [torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+              for folder in (whole, Path("runs/quickstart/version_2"))]
+    assert same(*states)
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_the_command_to_go_on(recipe):
+    recipe["trainer"]["max_epochs"] = 1000
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    process = subprocess.Popen([sys.executable, "-m", "ssl_zoo", "fit", "--config", "recipe.yaml"],
+                               stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    waited = time.monotonic()
+    while not list(Path("runs").glob("*/*/checkpoints/*.ckpt")) and time.monotonic() - waited < 120:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "Traceback" not in said
+    command = re.search(r"go on with:\s+ssl-zoo (fit .*)", said)[1].split()
+    done = torch.load(command[-1], weights_only=True)["global_step"]
+    run([*command, "--trainer.max_steps", str(done + 3), "--trainer.max_epochs", "-1"])
+    last = sorted(Path("runs/quickstart").glob("version_*"))[-1]
+    assert last.name == "version_1"
+
+
+@pytest.mark.parametrize(("option", "value", "said"), [
+    ("--data.path", "nowhere.npz", "no file of images at nowhere.npz"),
+    ("--data.batch_size", "61", "a batch of 61 on each of 1 processes is larger than the data set of 60 images"),
+    ("--data.batch_size", "0", "a batch has at least 1 image, not 0"),
+    ("--data.batch_size", "many", "batch_size: Expected a <class 'int'>. Got value: many"),
+    ("--model.temperatur", "0.1", "Option 'temperatur' is not accepted; did you mean temperature?"),
+    ("--model.temperature", "-1", "a temperature must be above 0, not -1"),
+    ("--model", "SimCRL", "there is no class SimCRL; did you mean SimCLR?"),
+    ("--trainer.accelerator", "gpu", "this machine has none; run with --trainer.accelerator cpu"),
+    ("--ckpt_path", "nowhere.ckpt", "nowhere.ckpt"),
+    ("--trainer.logger.save_dir", "/proc/nowhere", "cannot be written"),
+])
+def test_bad_input_gets_one_sentence(recipe, option, value, said):
+    if option == "--trainer.accelerator" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert said in refusal(recipe, option, value)
+
+
+@pytest.mark.parametrize(("row", "said"), [
+    ({"size": 16, "count": 8}, "SimCLR learns from 2 views of each image, and this recipe draws 8"),
+    ({"size": 16, "count": 2, "scael": [0.1, 1]}, "Option 'scael' is not accepted; did you mean scale?"),
+    ({"size": 16, "count": 2, "scale": [0.0, 1.0]}, "a view's scale must be"),
+    ({"size": "large", "count": 2}, "size: Expected a <class 'int'>. Got value: large"),
+])
+def test_a_bad_row_of_views_gets_one_sentence(recipe, row, said):
+    recipe["model"]["init_args"]["augment"]["views"] = [row]
+    assert said in refusal(recipe)
+
+
+def test_a_misspelt_trainer_option_gets_a_hint(recipe):
+    recipe["trainer"]["max_epohcs"] = 3
+    assert "did you mean max_epochs?" in refusal(recipe)
+
+
+def test_a_recipe_that_is_not_there_gets_one_sentence(recipe):
+    assert "nowhere.yaml" in refusal(recipe, "--config", "nowhere.yaml")
+
+
+def test_a_checkpoint_of_another_architecture_gets_one_sentence(recipe):
+    checkpoint = fit(recipe) / "checkpoints/last.ckpt"
+    said = refusal(recipe, "--model.encoder.width", "8", "--ckpt_path", str(checkpoint))
+    assert "is of another architecture" in said
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(recipe):
+    recipe["trainer"]["callbacks"][-1]["init_args"] = {"save_last": True, "every_n_train_steps": 2}
+    recipe["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1e30}}
+    said = refusal(recipe)
+    step = re.search(r"the loss is not finite at step (\d+)", said)[1]
+    good = re.search(r"the last good checkpoint is (\S+)", said)[1]
+    saved = torch.load(good, weights_only=True)
+    assert saved["global_step"] < int(step)
+
+
+def test_a_flat_folder_trains_and_says_that_accuracy_needs_labels(recipe, capsys):
+    Path("flat").mkdir()
+    for i in range(20):
+        Image.new("RGB", (30 + i, 40), (12 * i, 80, 255 - 12 * i)).save(f"flat/{i}.png")
+    recipe["data"] = {"class_path": "ImageFolder",
+                      "init_args": {"root": "flat", "batch_size": 8, "evaluation_size": 32, "workers": 0}}
+    with pytest.warns(UserWarning, match="KNN measures accuracy, which needs labels"):
+        fit(recipe)
+    printed = capsys.readouterr().out
+    assert "health/rankme" in printed
+    assert "knn" not in printed
+
+
+def test_help_imports_nothing_heavy():
+    script = "import sys; sys.argv = ['ssl-zoo', '--help']; from ssl_zoo.__main__ import main; main(); " \
+             "assert not {'torch', 'pytorch_lightning'} & sys.modules.keys()"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "ssl-zoo fit --config" in said
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["fit", "--help"], "--trainer.max_epochs"),
+    (["fit", "--model.help", "SimCLR"], "divides the cosine similarities"),
+    (["fit", "--config", str(ROOT / "recipes/cifar10/simclr.yaml"), "--print_config"], "small_images: true"),
+])
+def test_help_and_configuration_are_printed(arguments, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(arguments)
+    assert ended.value.code == 0
+    assert said in capsys.readouterr().out
+
+
+def test_export_of_no_checkpoint_gets_one_sentence():
+    with pytest.raises(SystemExit, match="no checkpoint at nowhere.ckpt"):
+        run(["export", "nowhere.ckpt"])
+
+
+def test_parse_error_of_an_unknown_form_is_kept():
+    assert parse_error("something else entirely") == "something else entirely"
