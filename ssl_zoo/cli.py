@@ -57,7 +57,8 @@ class Cli(LightningCLI):
 
     def before_fit(self) -> None:
         """Find out before the first step, not at the first checkpoint, whether the run's folder can be written."""
-        folder = Path(self.trainer.logger.save_dir if self.trainer.logger else self.trainer.default_root_dir)
+        logger = self.trainer.logger
+        folder = Path(logger and logger.save_dir or self.trainer.default_root_dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()

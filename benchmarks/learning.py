@@ -1,0 +1,54 @@
+"""Does SimCLR on 10,000 images of CIFAR-10 learn? kNN of the trained less that of the untrained encoder, three seeds."""
+
+import io
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from record import ROOT, data, record
+
+from ssl_zoo.cli import Cli, quiet
+from ssl_zoo.evaluation import Report
+
+RECIPE = ROOT / "recipes/cifar10/simclr_cpu.yaml"
+
+
+def unpack(folder: Path, train: int) -> Path:
+    """The pack's first `train` training images, a balanced subset, and all test images, as one file of arrays."""
+    path = folder / f"cifar10_{train}.npz"
+    if not path.is_file():
+        with np.load(data("cifar10_jpeg.npz")) as pack:
+            arrays = {}
+            for part, count in (("train", train), ("test", 10_000)):
+                bytes_, offsets = pack[f"{part}_jpeg"], pack[f"{part}_offsets"]
+                arrays[f"{part}_images"] = np.stack([
+                    np.asarray(Image.open(io.BytesIO(bytes_[offsets[i]:offsets[i + 1]].tobytes())).convert("RGB"))
+                    for i in range(count)])
+                arrays[f"{part}_labels"] = pack[f"{part}_labels"][:count]
+            np.savez(path, classes=pack["class_names"], **arrays)
+    return path
+
+
+def run(path: Path, seed: int, folder: str, extra: list[str]) -> dict:
+    start = time.perf_counter()
+    cli = Cli(["--config", str(RECIPE), "--seed_everything", str(seed), "--trainer.logger.save_dir", folder,
+               "--data", "ArrayImages", "--data.path", str(path), "--data.train_images", "null", *extra], run=False)
+    cli.trainer.fit(cli.model, cli.datamodule)
+    report = next(callback for callback in cli.trainer.callbacks if isinstance(callback, Report))
+    return {"seed": seed, "steps": cli.trainer.global_step, "seconds": round(time.perf_counter() - start),
+            **{name: {key: round(value, 4) for key, value in numbers.items()}
+               for name, numbers in report.columns.items()}}
+
+
+if __name__ == "__main__":
+    quiet()
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [run(unpack(Path(tempfile.gettempdir()), 10_000), seed, folder, sys.argv[1:]) for seed in range(3)]
+    gains = {protocol: [round(list(one.values())[-1][protocol] - one["untrained encoder"][protocol], 4) for one in runs]
+             for protocol in ("knn_instdisc", "knn_dino", "linear_cached")}
+    print(json.dumps(gains))
+    record("learning", {"recipe": str(RECIPE.relative_to(ROOT)), "gain over the untrained encoder": gains, "runs": runs})
