@@ -33,8 +33,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()   # gloo reduces garbage from a strided gradient
-        dist.all_reduce(grad)                         # every process's loss reads every process's rows
+        # a copy, for autograd may share the gradient; contiguous, for gloo reduces garbage from a strided one
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)                     # every process's loss reads every process's rows
         return grad.chunk(world_size())[rank()]
 
 

@@ -47,7 +47,8 @@ def crop_and_resize(images: Tensor, top: Tensor, left: Tensor, height: Tensor, w
                     size: int, interpolation: str) -> Tensor:
     """V crops of each of B images, resized with antialias to a square and flipped, without a loop or a gather.
 
-    Equals torchvision's `resized_crop(antialias=True)` on float images; bicubic overshoot is cut off as PIL does.
+    Equals torchvision's `resized_crop(antialias=True)` on float images, with bicubic overshoot cut off at the end (PIL
+    cuts off after each direction, which differs at hard edges).
 
     Args:
         images: [B, C, H, W], uint8 or float in [0, 1].

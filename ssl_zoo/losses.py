@@ -21,7 +21,8 @@ def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(loss)
     def widened(*args: Any, **kwargs: Any) -> Tensor:
-        with torch.autocast(args[0].device.type, enabled=False):
+        device = next(x.device for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        with torch.autocast(device.type, enabled=False):
             return loss(*map(widen, args), **{name: widen(value) for name, value in kwargs.items()})
     return widened
 

@@ -69,7 +69,9 @@ class ViewSpec:
                 raise ValueError(f"a view's {name} must be {rule}, not {getattr(self, name)}")
 
         for name in ("size", "count"):
+            check(isinstance(getattr(self, name), int), name, "a whole number")
             check(getattr(self, name) >= 1, name, "at least 1")
+        check(self.interpolation in geometry.KERNELS, "interpolation", f"one of {', '.join(geometry.KERNELS)}")
         for name in ("flip", "jitter", "gray", "blur", "solarize", "threshold"):
             check(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
         for name in ("strength", "brightness", "contrast", "saturation", "hue"):
@@ -78,7 +80,7 @@ class ViewSpec:
         check(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "two rising shares of the image's area in (0, 1]")
         check(0 < self.ratio[0] <= self.ratio[1], "ratio", "two rising numbers above 0")
         check(0 < self.sigma[0] <= self.sigma[1], "sigma", "two rising numbers of pixels above 0")
-        check(self.kernel is None or (self.kernel % 2 == 1 and self.kernel // 2 < self.size), "kernel",
+        check(self.kernel is None or (self.kernel % 2 == 1 and 0 <= self.kernel // 2 < self.size), "kernel",
               "an odd number of pixels that the view can hold")
 
     @property
@@ -169,6 +171,7 @@ def draw_crops(spec: ViewSpec, sizes: np.ndarray, u: np.ndarray) -> np.ndarray:
 
     widest = np.where(columns > rows * spec.ratio[1], np.round(rows * spec.ratio[1]), columns)
     tallest = np.where(columns < rows * spec.ratio[0], np.round(columns / spec.ratio[0]), rows)
+    widest, tallest = np.maximum(widest, 1), np.maximum(tallest, 1)      # torchvision fails on a thin image here
     centred = np.stack([(rows - tallest) // 2, (columns - widest) // 2, tallest, widest], -1)      # [B, 4]
     return np.where(fits.any(-1, keepdims=True), drawn, centred)
 
@@ -176,7 +179,8 @@ def draw_crops(spec: ViewSpec, sizes: np.ndarray, u: np.ndarray) -> np.ndarray:
 def cut(image: Tensor, row: np.ndarray, spec: ViewSpec) -> Tensor:
     """One crop [3, size, size] of one uint8 image [3, H, W], as a worker cuts it: torch's native antialiased resize."""
     top, left, height, width, flipped = row[:5].astype(int)
-    crop = image[None, :, top:top + height, left:left + width].contiguous(memory_format=torch.channels_last)
+    crop = image.expand(3, -1, -1)[None, :, top:top + height, left:left + width]
+    crop = crop.contiguous(memory_format=torch.channels_last)                         # the native kernel's layout
     crop = F.interpolate(crop, (spec.size, spec.size), mode=spec.interpolation, antialias=True)[0]
     return crop.flip(-1) if flipped else crop
 
@@ -225,6 +229,10 @@ class Augmentation:
 
     def cut(self, images: Sequence[Tensor], key: Key) -> Crops:
         """Crops of uint8 images [3, H, W] of any sizes: a worker's part of the work."""
+        if not images or any(image.dtype != torch.uint8 for image in images):
+            raise ValueError("a worker cuts crops from at least one image, of uint8 pixels")
+        for image in images:
+            check_images(image[None])
         sizes = np.array([image.shape[-2:] for image in images])
         tables = self.draw(sizes, key)
         pixels = [torch.stack([torch.stack([cut(image, row, spec) for image, row in zip(images, rows, strict=True)])
@@ -237,13 +245,24 @@ class Augmentation:
         if isinstance(batch, Crops):
             return [view for pixels, table, spec in zip(batch.pixels, batch.tables, self.views, strict=True)
                     for view in finish(pixels / 255, table, batch.sizes, spec)]
-        if batch.ndim != 4 or batch.shape[1] not in (1, 3) or not len(batch):
-            raise ValueError(f"views are drawn from images [B, 3, H, W] or [B, 1, H, W], not from {list(batch.shape)}; "
-                             "keep three channels and at least one image")
+        check_images(batch)
         images = batch.expand(-1, 3, -1, -1)
         sizes = np.array([images.shape[-2:]] * len(images))
-        return [view for table, spec in zip(self.draw(sizes, key), self.views, strict=True)
-                for view in finish(crop(images, table, spec), table, sizes, spec)]
+        with torch.autocast(images.device.type, enabled=False):   # bfloat16 has half as many levels as a pixel
+            return [view for table, spec in zip(self.draw(sizes, key), self.views, strict=True)
+                    for view in finish(crop(images, table, spec), table, sizes, spec)]
+
+
+def check_images(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
+        raise ValueError(f"views are drawn from images [B, 3, H, W] or [B, 1, H, W], not from {list(images.shape)}; "
+                         "keep three channels and at least one image of at least one pixel")
+    if images.dtype == torch.uint8:
+        return
+    lowest, highest = images.amin().item(), images.amax().item()   # waits for a GPU; but loaders send uint8
+    if images.dtype != torch.float32 or lowest < 0 or highest > 1:
+        raise ValueError(f"views are drawn from uint8 images or float32 ones in [0, 1], not from {images.dtype} from "
+                         f"{lowest:.4g} to {highest:.4g}; divide by the largest value that a pixel can have")
 
 
 def crop(images: Tensor, table: np.ndarray, spec: ViewSpec) -> Tensor:

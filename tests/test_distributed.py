@@ -35,8 +35,9 @@ def half(x, rank):
 def gathered(rank):
     """Gathered rows [4, 3], and the gradient of a loss that weighs them differently on each process."""
     x = half(normal(4, 3), rank).clone().requires_grad_()
-    rows = distributed.gather(x)
-    (rows.T * normal(3, 4, seed=2 + rank)).sum().backward()      # backward meets a strided gradient
+    rows, weights = distributed.gather(x), normal(4, 3, seed=2 + rank)
+    loss = (rows.T * weights.T.contiguous()).sum() if rank else (rows * weights).sum()
+    loss.backward()                                              # the second process's gradient lies in columns
     return rows.detach(), x.grad
 
 
@@ -111,7 +112,7 @@ def test_gather_gives_every_process_all_rows_in_the_order_of_ranks(halves):
 
 
 def test_the_gradient_of_gathered_rows_is_summed_over_the_losses_of_all_processes(halves):
-    gradient = sum(normal(3, 4, seed=2 + rank).T for rank in range(PROCESSES))        # [4, 3]
+    gradient = sum(normal(4, 3, seed=2 + rank) for rank in range(PROCESSES))
     for rank, results in enumerate(halves):
         assert torch.allclose(results["gather"][1], half(gradient, rank), rtol=0, atol=1e-12)
 

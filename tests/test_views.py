@@ -53,9 +53,9 @@ def test_crops_are_distributed_as_torchvisions(scale):
 
 def test_the_share_of_the_area_and_the_logarithm_of_the_ratio_are_even_where_every_crop_fits():
     drawn = table(ViewSpec(size=8, scale=(0.1, 0.5)), 4000, 4000, 20000)[0].astype(float)
-    height, width = drawn[:, Column.HEIGHT], drawn[:, Column.WIDTH]
+    height, width, high = drawn[:, Column.HEIGHT], drawn[:, Column.WIDTH], math.log(4 / 3)
     assert stats.kstest(height * width / 4000 ** 2, stats.uniform(0.1, 0.4).cdf).pvalue > CHANCE
-    assert stats.kstest(np.log(width / height), stats.uniform(-math.log(4 / 3), 2 * math.log(4 / 3)).cdf).pvalue > CHANCE
+    assert stats.kstest(np.log(width / height), stats.uniform(-high, 2 * high).cdf).pvalue > CHANCE
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 40), (37, 2), (32, 32), (375, 500)])
@@ -78,7 +78,8 @@ def test_a_crop_starts_with_the_same_chance_at_every_pixel_where_it_fits():
 
 
 @pytest.mark.parametrize(("rows", "columns", "ratio"), [
-    (100, 400, (1, 1)), (400, 101, (1, 1)), (20, 500, (3 / 4, 4 / 3)), (500, 21, (3 / 4, 4 / 3)), (100, 110, (0.9, 0.9)),
+    (100, 400, (1, 1)), (400, 101, (1, 1)), (20, 500, (3 / 4, 4 / 3)), (500, 21, (3 / 4, 4 / 3)),
+    (100, 110, (0.9, 0.9)),
 ])
 def test_where_nothing_fits_the_crop_is_torchvisions_centre(rows, columns, ratio):
     drawn = table(ViewSpec(size=8, scale=(1, 1), ratio=ratio), rows, columns, 3)[0, :, :4]
@@ -164,8 +165,10 @@ def test_drawing_leaves_the_global_random_states_as_they_were():
 def test_the_global_random_states_do_not_change_a_draw():
     augmentation, images = Augmentation([ViewSpec(size=16, count=2, **LIVELY)]), noise_bytes(4, 3, 20, 20)
     with torch.random.fork_rng():
-        first = torch.manual_seed(0) and augmentation(images, KEY)
-        second = torch.manual_seed(1) and augmentation(images, KEY)
+        torch.manual_seed(0)
+        first = augmentation(images, KEY)
+        torch.manual_seed(1)
+        second = augmentation(images, KEY)
     assert same(first, second)
 
 
@@ -231,14 +234,16 @@ def test_crops_of_images_of_different_sizes_show_the_places_that_their_boxes_say
             assert (255 * view.images[i, 1] - y[:, None]).abs().max() < 0.5 * max(1, high) + 1
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("interpolation", "levels"), [
+    ("bilinear", 1.01), ("bicubic", 1.14),      # rounded after each direction, and a cubic's weights add up to 1.25
+])
 @pytest.mark.parametrize("size", [12, 48])
-def test_a_worker_cuts_what_the_device_would_crop_to_one_level(size, interpolation):
+def test_a_worker_cuts_what_the_device_would_crop_to_one_level(size, interpolation, levels):
     images = torchvision.gaussian_blur(noise_bytes(5, 3, 40, 56), [3, 3])
     augmentation = Augmentation([ViewSpec(size=size, count=3, interpolation=interpolation), ViewSpec(size=8)])
     there, here = augmentation(images, KEY), augmentation(augmentation.cut(list(images), KEY), KEY)
     for device, worker in zip(there, here, strict=True):
-        assert (device.images - worker.images).abs().max() < 1.01 * LEVEL
+        assert (device.images - worker.images).abs().max() < levels * LEVEL
         assert torch.equal(device.boxes, worker.boxes)
         assert torch.equal(device.flipped, worker.flipped)
 
