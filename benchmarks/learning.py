@@ -1,4 +1,4 @@
-"""Does SimCLR on 10,000 images of CIFAR-10 learn? kNN of the trained less that of the untrained encoder, three seeds."""
+"""Does SimCLR on 10,000 images of CIFAR-10 learn? kNN of the trained less the untrained encoder's, three seeds."""
 
 import io
 import json
@@ -51,4 +51,4 @@ if __name__ == "__main__":
     gains = {protocol: [round(list(one.values())[-1][protocol] - one["untrained encoder"][protocol], 4) for one in runs]
              for protocol in ("knn_instdisc", "knn_dino", "linear_cached")}
     print(json.dumps(gains))
-    record("learning", {"recipe": str(RECIPE.relative_to(ROOT)), "gain over the untrained encoder": gains, "runs": runs})
+    record("learning", {"recipe": str(RECIPE.relative_to(ROOT)), "gains": gains, "runs": runs})

@@ -9,10 +9,10 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
@@ -21,6 +21,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ssl_zoo import data, encoders, evaluation, methods, monitor, optim
+from ssl_zoo.evaluation.report import whole_recipe
 from ssl_zoo.export import save_encoder
 from ssl_zoo.method import Method
 
@@ -80,14 +81,17 @@ def export(arguments: Sequence[str]) -> None:
     if not options.checkpoint.is_file():
         raise FileNotFoundError(f"no checkpoint at {options.checkpoint}; ssl-zoo fit leaves them in its run's "
                                 "folder, under checkpoints")
-    method = load_method(options.checkpoint)
+    checkpoint = torch.load(options.checkpoint, map_location="cpu", weights_only=True)
+    method = load_method(options.checkpoint, checkpoint["hyper_parameters"])
+    reports = [state["columns"] for name, state in checkpoint["callbacks"].items() if name.startswith("Report")]
+    metrics = list(reports[0].values())[-1] if reports and reports[0] else {}
     output = options.output or options.checkpoint.with_suffix(".safetensors")
-    print(save_encoder(method.evaluated, output, recipe=dict(method.hparams)))
+    print(save_encoder(method.evaluated, output, recipe=whole_recipe(options.checkpoint.parents[1], method),
+                       metrics=metrics))
 
 
-def load_method(checkpoint: Path) -> Method:
+def load_method(checkpoint: Path, values: Mapping[str, Any]) -> Method:
     """The method of a checkpoint that a recipe's run left, of whatever class it is."""
-    values = torch.load(checkpoint, map_location="cpu", weights_only=True)["hyper_parameters"]
     if "_class_path" not in values:
         raise ValueError(f"{checkpoint} is of a run built in Python and does not say how to build its encoder: write "
                          "it there with ssl_zoo.save_encoder(method.evaluated, path)")

@@ -63,13 +63,14 @@ class Encoder(nn.Module, ABC):
         state = read_state(self.weights)
         if "mean" in state:
             load_strictly(self, state, self.weights)
+            self.arguments |= {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
         else:
             state = {name: value for name, value in state.items() if not name.startswith("fc.")}
             load_strictly(self.backbone, state, self.weights)
 
 
-class _ResNet(Encoder):
-    """The stages that torchvision's ResNet and the narrow one share."""
+class _ResNet(Encoder, ABC):
+    """The stages that torchvision's ResNet and the narrow one share; no encoder by itself."""
 
     def maps(self, images: Tensor) -> Tensor:
         net: Any = self.backbone
@@ -95,6 +96,8 @@ class ResNet(_ResNet):
                  mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD,
                  weights: str | None = None):
         super().__init__(mean, std, weights)
+        if depth not in (18, 34, 50, 101, 152):
+            raise ValueError(f"torchvision has ResNets of 18, 34, 50, 101 and 152 layers, not of {depth}")
         self.arguments |= {"depth": depth, "small_images": small_images}
         backbone = getattr(torchvision.models, f"resnet{depth}")()
         self.dim = backbone.fc.in_features
@@ -159,11 +162,17 @@ class Timm(Encoder):
             raise ImportError(f"the encoder {name} comes from timm, which is not installed: "
                               "pip install ssl_zoo[timm]") from None
         if not timm.is_model(name):
-            close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "see timm.list_models()"
+            close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "those of timm.list_models()"
             raise ValueError(f"timm has no model named {name}; it has {close}")
         self.arguments |= {"name": name, "image_size": image_size}
         options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-        net: Any = timm.create_model(name, num_classes=0, **options)
+        try:
+            net: Any = timm.create_model(name, num_classes=0, **options)
+        except TypeError as error:
+            raise ValueError(f"timm's {name} takes images of any size: leave image_size out ({error})") from error
+        if getattr(net, "head_hidden_size", net.num_features) != net.num_features:
+            raise ValueError(f"timm's {name} has a layer between its pooling and its classifier, so that its features "
+                             f"are no pooled map; choose another model, such as resnet50 or vit_small_patch16_224")
         self.backbone, self.dim = net, net.num_features
         self.start()
 
@@ -173,7 +182,9 @@ class Timm(Encoder):
         x = net.forward_features(images)
         if x.ndim == 4:                                          # a convolutional net; channels last in some
             return x if x.shape[1] == self.dim else x.permute(0, 3, 1, 2)
-        patches = x[:, net.num_prefix_tokens:]                   # without class and register tokens  # [B, N, dim]
+        if not hasattr(net, "num_prefix_tokens") or not hasattr(net, "patch_embed"):
+            raise ValueError(f"ssl_zoo does not know the layout of {self.arguments['name']}'s features as a map")
+        patches = x[:, net.num_prefix_tokens:]                   # [B, N, dim], without class and register tokens
         height = net.patch_embed.dynamic_feat_size(images.shape[-2:])[0]
         return patches.transpose(1, 2).unflatten(2, (height, -1))
 
@@ -185,9 +196,13 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     """The tensors in a .safetensors file or a torch state dict, loaded without running any code in the file."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {path}; give the path of a .safetensors or .pth file")
-    if Path(path).suffix == ".safetensors":
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if Path(path).suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:   # each reader has a dozen kinds of its own
+        raise ValueError(f"{path} cannot be read as tensors alone ({type(error).__name__}): it must be a .safetensors "
+                         "file, or a state dict that torch.save wrote") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no plain state dict; a training checkpoint becomes one with: "
                          f"ssl-zoo export {path}")

@@ -1,6 +1,7 @@
 """An encoder as two files that any torch program can read: tensors (.safetensors) and what they are (.json)."""
 
 import json
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def save_encoder(encoder: encoders.Encoder, path: str | Path, *, size: int | Non
     Returns:
         The path written.
     """
-    path = Path(path).with_suffix(".safetensors")
+    path, description_path = files(path)
     description = {
         "format": 1,
         "architecture": {"class": type(encoder).__name__, "arguments": encoder.arguments, "dim": encoder.dim},
@@ -39,8 +40,14 @@ def save_encoder(encoder: encoders.Encoder, path: str | Path, *, size: int | Non
     text = json.dumps(description, indent=2, default=str)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}, path)
-    path.with_suffix(".json").write_text(text + "\n")
+    description_path.write_text(text + "\n")
     return path
+
+
+def files(path: str | Path) -> tuple[Path, Path]:
+    """The two files of an encoder; `path` names either, or what stands before their endings."""
+    stem = str(path).removesuffix(".safetensors").removesuffix(".json")
+    return Path(f"{stem}.safetensors"), Path(f"{stem}.json")
 
 
 def load_encoder(path: str | Path) -> encoders.Encoder:
@@ -52,14 +59,15 @@ def load_encoder(path: str | Path) -> encoders.Encoder:
         FileNotFoundError: one of the two files is missing.
         ValueError: the files name an unknown encoder, or a tensor is missing, unexpected or of another shape.
     """
-    path = Path(path).with_suffix(".safetensors")
-    description_path = path.with_suffix(".json")
+    path, description_path = files(path)
     if not description_path.is_file():
         raise FileNotFoundError(f"{path} has no {description_path.name} beside it, which says what it holds; "
                                 "keep the two files together")
     architecture = json.loads(description_path.read_text())["architecture"]
-    kind = getattr(encoders, architecture["class"], None)
-    if not (isinstance(kind, type) and issubclass(kind, encoders.Encoder)):
+    kinds = {name: kind for name, kind in vars(encoders).items()
+             if isinstance(kind, type) and issubclass(kind, encoders.Encoder) and not name.startswith("_")}
+    kind = kinds.get(architecture["class"])
+    if kind is None or isabstract(kind):
         raise ValueError(f"{description_path} names the encoder {architecture['class']}, which this version of "
                          "ssl_zoo does not have; build it yourself and load the tensors with safetensors")
     encoder = kind(**architecture["arguments"])

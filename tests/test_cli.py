@@ -1,5 +1,6 @@
 """The command line as its users meet it: real processes, real files, one sentence for bad input."""
 
+import json
 import re
 import signal
 import subprocess
@@ -76,6 +77,10 @@ def test_export_gives_back_the_encoder_of_the_checkpoint(recipe, capsys):
     run(["export", str(folder / "checkpoints/last.ckpt"), "--output", "here/encoder.safetensors"])
     assert "here/encoder.safetensors" in capsys.readouterr().out
     exported, left = load_encoder("here/encoder"), load_encoder(folder / "encoder")
+    said, left_said = (json.loads((place / "encoder.json").read_text()) for place in (Path("here"), folder))
+    assert said["recipe"]["data"]["init_args"]["batch_size"] == 8
+    assert said["metrics"].keys() == left_said["metrics"].keys() > {"knn_instdisc", "linear_cached"}
+    assert said["metrics"] == pytest.approx(left_said["metrics"])
     trained = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert same(dict(exported.state_dict()), dict(left.state_dict()))
     assert same(dict(exported.state_dict()), {name.removeprefix("encoder."): value for name, value in trained.items()

@@ -47,7 +47,7 @@ def resident(images: np.ndarray | Tensor, labels: object = None) -> Resident:
         pixels = pixels.permute(0, 3, 1, 2)
     if pixels.shape[1] not in (1, 3):
         raise ValueError(f"images have 1 or 3 channels, not {list(pixels.shape)}")
-    places = torch.full((len(pixels),), -1) if labels is None else torch.as_tensor(np.asarray(labels)).long()
+    places = torch.full((len(pixels),), -1) if labels is None else torch.as_tensor(np.asarray(labels)).long().flatten()
     if len(places) != len(pixels):
         raise ValueError(f"{len(places)} labels do not fit {len(pixels)} images")
     return Resident(pixels.expand(-1, 3, -1, -1).contiguous(), places)

@@ -1,12 +1,13 @@
 """Where images come from: tensors in memory, or files that workers decode; and the order in which they come."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -69,7 +70,7 @@ class Files:
         return len(self.labels)
 
     def subset(self, index: np.ndarray) -> "Files":
-        return Files(lambda i: self.read(int(index[i])), [self.names[i] for i in index],
+        return Files(partial(read_at, self.read, index), [self.names[i] for i in index],
                      self.labels[torch.from_numpy(index)], self.size)
 
     def to(self, device: torch.device) -> "Files":
@@ -77,17 +78,21 @@ class Files:
 
     def __getitem__(self, order: Order) -> Loaded:
         """A plain batch leaves unreadable images out; a training batch takes the next readable one in their place."""
-        images, index = [], []
+        images: list[Tensor] = []
+        index: list[int] = []
         for i in order.places.tolist():
             for place in [i] if order.key is None else range(i, i + len(self)):
                 try:
                     images.append(self.read(place % len(self)))
-                except (OSError, RuntimeError, ValueError):
+                except Exception:   # whatever a decoder raises on a damaged file; the loader names it
                     continue
                 index.append(place % len(self))
                 break
+            else:
+                if order.key is not None:   # none can be read: do not try them all again for each
+                    break
         found = torch.tensor(index, dtype=torch.long)
-        if order.key is None or self.augment is None:
+        if order.key is None or self.augment is None or not images:
             plain = [centre(image, self.size) for image in images]
             pixels: Tensor | Crops = torch.stack(plain) if plain else torch.empty(0, 3, self.size, self.size).byte()
         else:
@@ -175,17 +180,30 @@ class Loader:
             return (self.source[order] for order in plan)
         loader: Any = DataLoader(
             self.source, batch_size=None, sampler=plan, num_workers=self.workers,   # type: ignore[arg-type]
-            generator=torch.Generator(), pin_memory=torch.cuda.is_available())      # its own, to leave torch's alone
+            generator=torch.Generator(),             # its own, to leave torch's alone
+            collate_fn=as_it_is, pin_memory=torch.cuda.is_available())
         return iter(loader)
 
     def report(self, order: Order, found: Tensor) -> None:
         """Name each unreadable image once."""
-        if not isinstance(self.source, Files) or (new := set(order.places.tolist()) - set(found.tolist())) == set():
+        if not isinstance(self.source, Files):
             return
-        for i in sorted(new - self.unreadable):
+        if self.training and not len(found):
+            raise ValueError(f"none of the {len(self.source)} images can be read, such as {self.source.names[0]}; "
+                             "are they images?")
+        for i in sorted(set(order.places.tolist()) - set(found.tolist()) - self.unreadable):
             self.unreadable.add(i)
             if self.strict:
                 raise ValueError(f"{self.source.names[i]} cannot be read as an image; remove it, or set strict to "
                                  "false to skip such files")
-            rank_zero_warn(f"{self.source.names[i]} cannot be read as an image and is skipped "
-                           f"({len(self.unreadable)} so far; set strict to true to refuse)")
+            warnings.warn(f"{self.source.names[i]} cannot be read as an image and is skipped "
+                          f"({len(self.unreadable)} so far; set strict to true to refuse)", stacklevel=2)
+
+
+def read_at(read: Callable[[int], Tensor], places: np.ndarray, i: int) -> Tensor:
+    return read(int(places[i]))
+
+
+def as_it_is(batch: Any) -> Any:
+    """Keeps torch's default from turning the tables of `Crops` into tensors."""
+    return batch

@@ -1,4 +1,5 @@
 import inspect
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,8 +74,9 @@ class TorchvisionImages(Images):
         if isinstance(getattr(part, "data", None), np.ndarray | Tensor):
             return resident(part.data, labels)
 
-        def read(i: int) -> Tensor:
-            return pil_to_tensor(part[i][0].convert("RGB"))
-
         names = [f"{self.kind.__name__} image {i}" for i in range(len(part))]
-        return Files(read, names, torch.as_tensor(np.asarray(labels)).long(), self.evaluation_size)
+        return Files(partial(read_item, part), names, torch.as_tensor(np.asarray(labels)).long(), self.evaluation_size)
+
+
+def read_item(part: Any, i: int) -> Tensor:
+    return pil_to_tensor(part[i][0].convert("RGB"))

@@ -49,6 +49,10 @@ class Health(FeatureCallback):
     def measure(self, train: Features, test: Features) -> dict[str, float]:
         chosen = torch.linspace(0, len(train.x) - 1, min(SAMPLE, len(train.x)), device=train.x.device).long()
         x = train.x[chosen]
+        if not x.isfinite().all():
+            rank_zero_warn("some features are not finite: the encoder's weights have overflowed; go back to an earlier "
+                           "checkpoint and lower the learning rate")
+            return {}
         numbers = {"health/feature_std": feature_std(x), "health/rankme": rankme(x),
                    "health/uniformity": uniformity(x)}
         if numbers["health/feature_std"] < 0.02:

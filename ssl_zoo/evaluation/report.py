@@ -1,10 +1,12 @@
 """What a run leaves behind: a table before and after, the encoder as files, and where everything is."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import yaml
 from torch import Tensor
 
 from ssl_zoo.evaluation.features import FeatureCallback, Features
@@ -44,8 +46,8 @@ class Report(pl.Callback):
         callbacks = [callback for callback in self.callbacks(trainer) if callback.latest]
         if self.pixels:
             parts = [Features(*map(torch.cat, zip(*batches, strict=True))) for batches in self.pixels.values()]
-            self.columns[PIXELS] = merge(callback.measure(parts[0], parts[-1]) for callback in callbacks
-                                      if callback.needs_labels)
+            self.columns[PIXELS] = merge(copy.copy(callback).measure(parts[0], parts[-1]) for callback in callbacks
+                                         if callback.needs_labels)
             self.pixels = {}
         name = BEFORE if trainer.sanity_checking else f"epoch {trainer.current_epoch + 1}"
         self.columns[name] = merge(callback.latest for callback in callbacks)
@@ -61,7 +63,7 @@ class Report(pl.Callback):
         folder = Path(trainer.log_dir)
         last = list(self.columns.values())[-1] if self.columns else {}
         path = save_encoder(pl_module.evaluated, folder / "encoder", size=self.size, metrics=last,
-                            recipe=dict(pl_module.hparams))
+                            recipe=whole_recipe(folder, pl_module))
         text = table({name: self.columns[name] for name in self.shown()})
         (folder / "report.txt").write_text(text)
         left = {"checkpoints": folder / "checkpoints", "exported encoder": path, "TensorBoard": folder,
@@ -75,10 +77,16 @@ class Report(pl.Callback):
         return [name for name in names if name in (PIXELS, BEFORE)] + names[-1:] if names else []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.columns}
+        return {"columns": self.columns}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.columns = state_dict["rows"]
+        self.columns = state_dict["columns"]
+
+
+def whole_recipe(folder: Path, method: Method) -> Any:
+    """The recipe that the command line left in a run's folder, or else what the method knows of it."""
+    config = folder / "config.yaml"
+    return yaml.safe_load(config.read_text()) if config.is_file() else dict(method.hparams)
 
 
 def merge(numbers: Any) -> dict[str, float]:

@@ -1,0 +1,530 @@
+"""Evaluation: metrics against the equations as loops, and which features they see."""
+
+import math
+import random
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from PIL import Image, ImageFont
+from sklearn.linear_model import LogisticRegression
+
+from ssl_zoo.data import ArrayImages
+from ssl_zoo.data.sources import Loader
+from ssl_zoo.evaluation import KNN, Health, LinearProbe, Neighbours
+from ssl_zoo.evaluation.features import FeatureCallback, Features, Pass
+from ssl_zoo.evaluation.health import feature_std, rankme, uniformity
+from ssl_zoo.evaluation.knn import PROTOCOLS, Protocol, knn_accuracy, knn_scores, nearest
+from ssl_zoo.evaluation.linear import train_head
+from ssl_zoo.pictures import INK, PAPER, TILE, WRONG, Tile, publish, sheet, shorten, to_pil, to_tensor
+from tests.conftest import simclr, trainer
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def labels_of(count, classes, seed=0):
+    return torch.randint(classes, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def features(x, labels=None):
+    return Features(x, torch.full((len(x),), -1) if labels is None else torch.as_tensor(labels), torch.arange(len(x)))
+
+
+def blobs(count, classes=3, width=8, spread=0.5, seed=0):
+    """Features around one centre for each class: far apart for a small spread."""
+    labels = torch.arange(count) % classes
+    return features(4 * normal(classes, width, seed=99)[labels] + spread * normal(count, width, seed=seed), labels)
+
+
+def as_floats(part):
+    return Features(part.x.float(), *part[1:])
+
+
+# Nearest neighbours
+
+def cosine(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+
+def scores_by_a_loop(bank, labels, query, k, temperature, classes):
+    """Sec. 3.4 of InstDisc, arXiv:1805.01978, with each class's share of all votes."""
+    everyone = [(cosine(row, query), label) for row, label in zip(bank.tolist(), labels.tolist(), strict=True)]
+    neighbours = sorted(everyone, reverse=True)[:k]
+    votes = [0.0] * classes
+    for similarity, label in neighbours:
+        votes[label] += math.exp(similarity / temperature)
+    return [vote / sum(votes) for vote in votes]
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.1, 10.0])
+@pytest.mark.parametrize("k", [1, 2, 7, 30, 200])
+def test_scores_and_accuracy_are_those_of_the_equation_as_a_loop(k, temperature):
+    bank, queries, labels, wanted = normal(30, 4), normal(12, 4, seed=1), labels_of(30, 5), labels_of(12, 5, seed=1)
+    expected = torch.tensor([scores_by_a_loop(bank, labels, query, k, temperature, 5) for query in queries.tolist()],
+                            dtype=torch.float64)
+    cosines, places = nearest(queries, bank, k)
+    assert torch.allclose(knn_scores(cosines, labels[places], temperature, 5), expected, atol=1e-12)
+    correct = sum(max(range(5), key=row.__getitem__) == label
+                  for row, label in zip(expected.tolist(), wanted.tolist(), strict=True))
+    accuracy = knn_accuracy(features(bank, labels), features(queries, wanted), Protocol(k, temperature))
+    assert accuracy == pytest.approx(correct / 12)
+
+
+@pytest.mark.parametrize(("k", "temperature", "expected"), [
+    (1, 0.07, [1, 0, 0]),
+    (3, 0.07, [0.584863723, 0.415136277, 0]),
+    (3, 0.1, [0.559364944, 0.440635056, 0]),
+    (3, 10.0, [0.341080016, 0.658919984, 0]),
+    (4, 0.07, [0.584863723, 0.415136277, 0]),
+])
+def test_scores_are_those_of_the_reference(k, temperature, expected):
+    bank = torch.tensor([[1, 0], [0.8, 0.6], [0, 1], [-1, 0]], dtype=torch.float64)
+    labels, query = torch.tensor([0, 1, 1, 2]), torch.tensor([[0.96, 0.28]], dtype=torch.float64)
+    cosines, places = nearest(query, bank, k)
+    assert cosines[0].tolist() == pytest.approx([0.96, 0.936, 0.28, -0.96][:k])
+    assert places[0].tolist() == [0, 1, 2, 3][:k]
+    assert knn_scores(cosines, labels[places], temperature, 3)[0].tolist() == pytest.approx(expected, abs=1e-9)
+    for right in range(3):
+        accuracy = knn_accuracy(features(bank, labels), features(query, [right]), Protocol(k, temperature))
+        assert accuracy == (right == expected.index(max(expected)))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("k", [1, 20, 99])
+def test_chunks_change_no_neighbour(chunk, k):
+    bank, queries = normal(99, 3), normal(7, 3, seed=1)       # 16 rows of the bank in a chunk of 1
+    cosines, places = nearest(queries, bank, k, chunk=chunk)
+    expected = (queries / queries.norm(dim=1, keepdim=True)) @ (bank / bank.norm(dim=1, keepdim=True)).T
+    order = expected.argsort(1, descending=True)[:, :k]
+    assert torch.equal(places, order)
+    assert torch.allclose(cosines, expected.gather(1, order), atol=1e-12)
+
+
+def test_lengths_of_features_do_not_matter():
+    bank, queries = normal(20, 4), normal(5, 4, seed=1)
+    longer = bank * torch.arange(1, 21)[:, None], queries * 1e-3
+    for one, other in zip(nearest(queries, bank, 7), nearest(longer[1], longer[0], 7), strict=True):
+        assert torch.allclose(one, other)
+
+
+def test_more_neighbours_than_the_bank_has_are_all_of_it():
+    train, test = blobs(7), blobs(5, seed=1)
+    assert nearest(test.x, train.x, 200)[1].sort().values.tolist() == [list(range(7))] * 5
+    for protocol in PROTOCOLS.values():
+        everyone = Protocol(7, protocol.temperature)
+        assert knn_accuracy(train, test, protocol) == knn_accuracy(train, test, everyone)
+
+
+@pytest.mark.parametrize("train_labels", [[0, 1, 5], [5, 1, 0]])
+def test_a_class_that_one_of_the_parts_lacks_is_no_trouble(train_labels):
+    x = torch.eye(3, dtype=torch.float64)
+    train = features(x, train_labels)
+    assert knn_accuracy(train, features(x[:1], train_labels[:1]), Protocol(1, 0.1)) == 1      # the test part lacks two
+    assert knn_accuracy(train, features(x[:2], [train_labels[0], 7]), Protocol(1, 0.1)) == 0.5      # training lacks 7
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("temperature", [0.07, 0.01])
+def test_votes_do_not_overflow_in_half_precision(dtype, temperature):
+    cosines = torch.tensor([[1.0, 0.99, 0.5, -1.0], [1.0, 1.0, 1.0, 1.0]])      # exp(1 / 0.07) is beyond float16
+    scores = knn_scores(cosines.to(dtype), torch.tensor([[0, 1, 1, 2], [2, 2, 1, 2]]), temperature, 3)
+    assert scores.isfinite().all()
+    assert scores.float().sum(1).tolist() == pytest.approx([1, 1], abs=0.01)
+    assert scores.argmax(1).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_finds_the_classes_that_double_precision_finds(dtype):
+    train, test = blobs(60), blobs(30, seed=1)
+    halves = [Features((100 * part.x).to(dtype), *part[1:]) for part in (train, test)]
+    for protocol in (Protocol(5, 0.07), Protocol(20, 0.1)):
+        assert knn_accuracy(*halves, protocol) == knn_accuracy(train, test, protocol) == 1
+
+
+def test_the_protocols_are_those_that_the_papers_name():
+    assert PROTOCOLS == {"knn_instdisc": (200, 0.1), "knn_dino": (20, 0.07)}
+    train, test = as_floats(blobs(50, spread=6.0)), as_floats(blobs(40, spread=6.0, seed=1))
+    assert KNN().measure(train, test) == {name: knn_accuracy(train, test, p) for name, p in PROTOCOLS.items()}
+    assert list(KNN(("knn_dino",)).measure(train, test)) == ["knn_dino"]
+
+
+# The linear classifier
+
+@pytest.mark.parametrize("spread", [0.5, 4.0])
+def test_a_head_is_as_accurate_as_logistic_regression(spread):
+    train, test = as_floats(blobs(240, spread=spread)), as_floats(blobs(200, spread=spread, seed=1))
+    reference = LogisticRegression(C=1e6, max_iter=1000).fit(train.x.numpy(), train.labels.numpy())
+    expected = reference.score(test.x.numpy(), test.labels.numpy())
+    head = train_head(train, 3, epochs=60)
+    accuracy = (head(test.x).argmax(1) == test.labels).float().mean().item()
+    assert (expected == 1) == (spread < 1)                            # separable, and not
+    assert accuracy >= expected - 0.01 * (spread > 1)
+
+
+@pytest.mark.parametrize(("batch", "lr"), [(256, 0.1), (64, 0.3)])
+def test_a_head_takes_the_steps_of_nesterovs_descent_with_a_cosine(batch, lr):
+    train, epochs = blobs(40, spread=3.0), 5                          # one step an epoch, and no shuffle matters
+    x, targets = train.x.numpy(), np.eye(3)[train.labels.numpy()]
+    x = (x - x.mean(0)) / x.std(0)
+    rows = np.concatenate([x, np.ones((40, 1))], 1)                   # [N, D + 1]
+    weight, velocity = np.zeros((9, 3)), np.zeros((9, 3))
+    for epoch in range(epochs):
+        votes = np.exp(rows @ weight)
+        gradient = rows.T @ (votes / votes.sum(1, keepdims=True) - targets) / 40
+        velocity = 0.9 * velocity + gradient
+        weight = weight - lr * batch / 256 * (1 + math.cos(math.pi * epoch / epochs)) / 2 * (gradient + 0.9 * velocity)
+    head = train_head(as_floats(train), 3, epochs=epochs, batch=batch, lr=lr)
+    assert np.allclose(head.linear.weight.detach(), weight[:8].T, atol=1e-5)
+    assert np.allclose(head.linear.bias.detach(), weight[8], atol=1e-5)
+
+
+def test_a_head_standardises_what_it_sees_by_its_training_features():
+    train = as_floats(blobs(60))
+    moved = Features(train.x * 1000 + 5e4, *train[1:])
+    heads = train_head(train, 3, epochs=3), train_head(moved, 3, epochs=3)
+    assert torch.allclose(heads[0](train.x), heads[1](moved.x), atol=1e-3)
+
+
+def test_a_feature_that_never_changes_does_no_harm():
+    train = as_floats(blobs(60))
+    constant = Features(torch.cat([train.x, torch.full((60, 1), 3.0)], 1), *train[1:])
+    head = train_head(constant, 3, epochs=3)
+    assert head(constant.x).isfinite().all()
+    assert torch.allclose(head(constant.x), train_head(train, 3, epochs=3)(train.x), atol=1e-5)
+
+
+def test_training_a_head_is_deterministic_and_leaves_the_global_random_states_alone():
+    train, weights = as_floats(blobs(100, spread=4.0)), []
+    for run_seed in (1, 2):
+        torch.manual_seed(run_seed)
+        before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()   # noqa: NPY002
+        weights.append(train_head(train, 3, epochs=4, batch=16).linear.weight.detach())
+        assert torch.equal(before[0], torch.get_rng_state())
+        assert np.array_equal(before[1], np.random.get_state()[1])                           # noqa: NPY002
+        assert before[2] == random.getstate()
+    assert torch.equal(*weights)
+
+
+def test_a_head_sees_all_images_in_another_order_in_each_epoch():
+    train = as_floats(blobs(100, spread=4.0))
+    turned = Features(*(part.flip(0) for part in train))
+    weights = [train_head(part, 3, epochs=2, batch=16).linear.weight for part in (train, turned)]
+    assert not torch.equal(*weights)                                  # order matters, ...
+    assert torch.allclose(*weights, atol=0.1)                         # ... and not much
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_the_probe_measures_within_evaluation_and_keeps_its_head_in_the_checkpoint(mode):
+    with mode():
+        train, test = as_floats(blobs(90)), as_floats(blobs(50, seed=1))
+        probe = LinearProbe(3)
+        assert probe.measure(train, test) == {"linear_cached_3_epochs": 1.0}
+    other = LinearProbe(3)
+    other.load_state_dict(probe.state_dict())
+    assert other.head.keys() == {"mean", "std", "linear.weight", "linear.bias"}
+    assert all(torch.equal(value, probe.head[name]) for name, value in other.head.items())
+
+
+def test_only_ninety_epochs_have_the_protocols_plain_name():
+    assert [LinearProbe(epochs).protocol for epochs in (90, 10)] == ["linear_cached", "linear_cached_10_epochs"]
+    with pytest.raises(ValueError, match="at least 1 epoch, not 0"):
+        LinearProbe(0)
+
+
+def test_a_class_that_only_the_test_part_has_is_no_trouble_for_the_probe():
+    train, test = as_floats(blobs(30)), as_floats(blobs(10, seed=1))
+    strange = Features(test.x, torch.where(test.labels == 2, 4, test.labels), test.places)
+    assert LinearProbe(3).measure(train, strange)["linear_cached_3_epochs"] == pytest.approx(0.7)
+
+
+# Health
+
+def test_feature_std_is_one_where_features_fill_the_sphere_and_nothing_at_a_collapse():
+    assert feature_std(normal(4000, 32)) == pytest.approx(1, abs=0.01)
+    assert feature_std(torch.eye(8)) == pytest.approx(1, abs=1e-6)
+    assert feature_std(torch.ones(7, 3)) == pytest.approx(0, abs=1e-6)
+    assert feature_std(torch.arange(1, 8)[:, None] * torch.tensor([[3.0, -4.0]])) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("x", "expected"), [
+    (torch.eye(8), 8.0000069),
+    (torch.outer(torch.arange(1, 8), torch.tensor([1.0, -2, 0.5, 3, 1])), 1.0000063),
+    (torch.diag(torch.tensor([4.0, 3, 2, 1])), 3.596116197),
+    (torch.diag(torch.tensor([4.0, 3, 2, 1])) * 1e-4, 3.596116197),
+    (torch.eye(8)[:, torch.randperm(8, generator=torch.Generator().manual_seed(0))].repeat(3, 1), 8.0000069),
+])
+def test_rankme_is_that_of_the_reference(x, expected):
+    assert rankme(x) == pytest.approx(expected, abs=1e-7)
+
+
+def test_rankme_is_the_exponential_of_the_entropy_of_the_singular_values():
+    x = normal(9, 5) @ torch.diag(torch.tensor([5, 2, 1, 0.1, 0.01], dtype=torch.float64))
+    values = np.linalg.svd(x.numpy(), compute_uv=False)
+    shares = values / values.sum() + 1e-7
+    assert rankme(x) == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)), abs=1e-9)
+    assert 1 < rankme(x) < 5
+
+
+def uniformity_by_a_loop(x, t):
+    unit = [[value / math.sqrt(sum(v * v for v in row)) for value in row] for row in x.tolist()]
+    terms = [math.exp(-t * sum((a - b) ** 2 for a, b in zip(unit[i], unit[j], strict=True)))
+             for i in range(len(unit)) for j in range(i)]
+    return math.log(sum(terms) / len(terms))
+
+
+@pytest.mark.parametrize("t", [2.0, 0.5])
+@pytest.mark.parametrize("rows", [2, 7, 12])
+def test_uniformity_is_the_equation_as_a_loop_over_pairs(rows, t):
+    x = normal(rows, 3)
+    for chunk in (1, 5, 1000):
+        assert uniformity(x, t, chunk) == pytest.approx(uniformity_by_a_loop(x, t), abs=1e-9)
+
+
+@pytest.mark.parametrize(("x", "expected"), [
+    (torch.eye(5, dtype=torch.float64), -4),
+    (torch.tensor([[2.0, 0.0], [-1.0, 0.0]], dtype=torch.float64), -8),
+    (torch.ones(7, 3), 0),
+    (torch.stack([f(2 * torch.pi * torch.arange(2000, dtype=torch.float64) / 2000) for f in (torch.cos, torch.sin)], 1),
+     -1.576945),
+])
+def test_uniformity_is_that_of_the_reference(x, expected):
+    assert uniformity(x) == pytest.approx(expected, abs=1e-6)
+
+
+def test_health_warns_of_a_collapse_and_of_nothing_else(recwarn):
+    numbers = Health().measure(as_floats(blobs(40)), as_floats(blobs(40)))
+    assert list(numbers) == ["health/feature_std", "health/rankme", "health/uniformity"]
+    assert not recwarn
+    collapsed = features(torch.ones(40, 8) + 1e-4 * normal(40, 8).float())
+    with pytest.warns(UserWarning, match="the encoder has collapsed; try a lower learning rate"):
+        Health().measure(collapsed, collapsed)
+
+
+def test_health_looks_at_five_thousand_images_from_everywhere():
+    x = torch.ones(6000, 2)
+    x[5500:, 1] = -1                                                  # every twelfth image is another
+    share = 1 / 12
+    expected = math.sqrt(2) * math.sqrt(0.5 * 4 * share * (1 - share)) / 2
+    assert Health().measure(features(x), features(x))["health/feature_std"] == pytest.approx(expected, rel=0.01)
+
+
+# Which features the metrics see
+
+def test_features_come_in_the_order_of_the_images_whatever_the_order_of_the_batches():
+    shuffled, done = torch.randperm(11, generator=torch.Generator().manual_seed(0)), Pass()
+    for part in (1, 0):
+        for number, places in enumerate(shuffled.split(4)):
+            for _ in range(2):                                        # two callbacks bring the same batch
+                done.add(part, number, Features(10.0 * places[:, None] + part, places % 3, places))
+    train, test = done.parts()
+    for part, found in enumerate((train, test)):
+        assert found.x[:, 0].tolist() == [10 * place + part for place in range(11)]
+        assert found.labels.tolist() == [place % 3 for place in range(11)]
+        assert found.places.tolist() == list(range(11))
+    assert done.parts()[0] is train
+
+
+PROCESSES, IMAGES, SECONDS = 2, 7, 60
+
+
+def one_process(rank, folder):
+    """This process's share of the images of two parts: 4 of them in two batches, or 3 in one."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=PROCESSES)
+    done = Pass()
+    for part in range(2):
+        for number, places in enumerate(torch.arange(rank, IMAGES, PROCESSES).split(3)):
+            done.add(part, number, Features(normal(IMAGES, 5)[places] + part, places % 3, places))
+    torch.save([tuple(part) for part in done.parts()], folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_both_see_the_features_that_one_would_see(tmp_path):
+    end = time.monotonic() + SECONDS   # a fork is there at once, and safe for what computes on one thread
+    processes = mp.start_processes(one_process, (tmp_path,), nprocs=PROCESSES, join=False, start_method="fork")
+    try:
+        while not processes.join(timeout=1):
+            assert time.monotonic() < end, f"the two processes took longer than {SECONDS} s"
+    finally:
+        for process in processes.processes:
+            process.kill()
+    places = torch.arange(IMAGES)
+    for rank in range(PROCESSES):
+        for part, found in enumerate(torch.load(tmp_path / f"{rank}.pt")):
+            for one, expected in zip(found, (normal(IMAGES, 5) + part, places % 3, places), strict=True):
+                assert torch.equal(one, expected)
+
+
+class Keep(FeatureCallback):
+    """Keeps what it was given, and measures one number."""
+
+    needs_labels = False
+
+    def measure(self, train, test):
+        self.parts = train, test
+        return {"answer": 42.0}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("batch", [7, 60])
+def test_every_metric_of_a_validation_sees_the_encoders_features_of_both_parts(batch, data, tmp_path):
+    method, kept, probe = simclr(), (Keep(), Keep()), LinearProbe(2)
+    data.setup("validate")
+    running = trainer(tmp_path, *kept, KNN(), probe, Health())
+    running.validate(method, [Loader(data.train, batch), Loader(data.test, batch)], verbose=False)
+    for callback in kept:
+        for found, part in zip(callback.parts, (data.train, data.test), strict=True):
+            assert torch.allclose(found.x, method.encode(part.images), atol=1e-5)
+            assert found.x.dtype == torch.float32
+            assert torch.equal(found.labels, part.labels)
+            assert torch.equal(found.places, torch.arange(len(part)))
+    train, test = kept[0].parts
+    expected = {"answer": 42, **{name: knn_accuracy(train, test, protocol) for name, protocol in PROTOCOLS.items()},
+                **LinearProbe(2).measure(train, test), **Health().measure(train, test)}
+    assert {name: value.item() for name, value in running.callback_metrics.items()} == pytest.approx(expected)
+    assert probe.latest == pytest.approx(LinearProbe(2).measure(train, test))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_second_validation_sees_the_features_of_then(data, tmp_path):
+    method, keep = simclr(), Keep()
+    running = trainer(tmp_path, keep)
+    running.validate(method, data, verbose=False)
+    before = keep.parts[0].x
+    with torch.no_grad():
+        method.encoder.backbone.conv1.weight *= -1
+    running.validate(method, data, verbose=False)
+    assert torch.allclose(keep.parts[0].x, method.encode(data.train.images), atol=1e-5)
+    assert not torch.allclose(keep.parts[0].x, before, atol=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_without_labels_health_is_measured_and_accuracy_is_not(tmp_path):
+    np.savez(tmp_path / "images.npz", train_images=noise(9, 8, 8))
+    running = trainer(tmp_path, KNN(), LinearProbe(2), Health(), keep := Keep())
+    running.validate(simclr(), ArrayImages(str(tmp_path / "images.npz"), batch_size=4), verbose=False)
+    assert running.callback_metrics.keys() == {"answer", "health/feature_std", "health/rankme", "health/uniformity"}
+    assert keep.parts[0] is keep.parts[1]
+    assert len(keep.parts[0].x) == 9
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_neighbours_are_the_nearest_training_images_and_never_the_query_itself(own):
+    train = as_floats(blobs(30, spread=3.0))
+    test = train if own else as_floats(blobs(20, spread=3.0, seed=1))
+    pictured = Neighbours(queries=4)
+    assert pictured.measure(train, test) == {}
+    assert len(pictured.found) == 4
+    for (part, query, label), *near in pictured.found:
+        assert (part, label) == (-1, test.labels[query])
+        by_cosine = sorted(range(30), key=lambda i, query=query: -cosine(train.x[i].tolist(), test.x[query].tolist()))
+        expected = [i for i in by_cosine if not (own and i == query)][:8]
+        assert near == [(0, i, train.labels[i]) for i in expected]
+
+
+# Pictures
+
+def noise(*shape, seed=0):
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(seed)).byte()
+
+
+def pixels(picture):
+    return np.asarray(picture).reshape(-1, 3)
+
+
+def has(picture, colour):
+    return (pixels(picture) == colour).all(1).any()
+
+
+def test_each_tile_adds_its_width_and_each_row_its_height_and_a_heading_comes_on_top():
+    def size(rows, columns, **options):
+        return sheet([[Tile(noise(3, 4, 4))] * columns] * rows, **options).size
+
+    width, height = size(1, 1)
+    assert TILE < width < 1.2 * TILE
+    assert TILE < height < 1.4 * TILE
+    step, line = size(1, 2)[0] - width, size(2, 1)[1] - height
+    assert min(step, line) > TILE
+    assert size(3, 5) == (width + 4 * step, height + 2 * line)
+    assert size(3, 5, heading="x")[0] == size(3, 5)[0]
+    assert 12 <= size(3, 5, heading="x")[1] - size(3, 5)[1] <= 40
+    assert 0 < size(3, 5, split=1)[0] - size(3, 5)[0] < 20
+    assert size(1, 1, heading="a heading that is wider than one tile")[0] > size(1, 1)[0]
+
+
+def test_rows_of_different_lengths_are_as_wide_as_the_longest():
+    tile = Tile(noise(3, 4, 4))
+    assert sheet([[tile], [tile] * 3]).size == sheet([[tile] * 3] * 2).size
+
+
+@pytest.mark.parametrize("caption", ["", "cat"])
+def test_a_wrong_tile_differs_from_a_right_one_and_from_a_wrong_one_elsewhere(caption):
+    image = noise(3, 8, 8)
+    right, wrong = Tile(image, caption), Tile(image, caption, wrong=True)
+    sheets = [sheet([row]) for row in ([right, right], [right, wrong], [wrong, right])]
+    assert not has(sheets[0], WRONG)
+    assert has(sheets[0], INK) == (caption != "")
+    for marked in sheets[1:]:
+        assert marked.size == sheets[0].size
+        assert has(marked, WRONG)
+    assert len({picture.tobytes() for picture in sheets}) == 3
+    half = sheets[1].width // 2
+    assert not has(sheets[1].crop((0, 0, half - 4, sheets[1].height)), WRONG)      # the mark is on the second alone
+
+
+def test_a_small_image_is_enlarged_pixel_by_pixel():
+    image = noise(3, 4, 4)
+    expected = np.kron(image.permute(1, 2, 0).numpy(), np.ones((TILE // 4, TILE // 4, 1)))
+    assert np.array_equal(to_pil(image), expected)
+    shown = np.asarray(sheet([[Tile(image)]]))
+    places = [(y, x) for y in range(20) for x in range(20) if np.array_equal(shown[y:y + TILE, x:x + TILE], expected)]
+    assert len(places) == 1
+    assert tuple(shown[0, 0]) == PAPER
+
+
+def test_a_large_image_is_reduced_smoothly():
+    stripes = (torch.arange(8 * TILE) % 2 * 255).byte().expand(3, 8 * TILE, -1)
+    assert np.abs(np.asarray(to_pil(stripes)).astype(int)[:, 2:-2] - 127).max() <= 2
+
+
+@pytest.mark.parametrize("side", [4, 200])
+def test_bytes_and_shares_of_full_brightness_look_alike(side):
+    image = noise(3, side, side)
+    assert np.array_equal(to_pil(image), to_pil(image / 255))
+
+
+def test_what_is_darker_than_black_is_black_and_brighter_than_white_white():
+    assert to_pil(torch.tensor([-0.5, 0.5, 1.5])[:, None, None]).getpixel((7, 7)) == (0, 128, 255)
+
+
+@pytest.mark.parametrize("caption", ["", "cat", "a name of a class, much longer than its tile is wide"])
+def test_a_caption_fits_its_tile_and_starts_as_it_is(caption):
+    font = ImageFont.load_default(12)
+    short = shorten(caption, font)
+    assert font.getlength(short) <= TILE
+    assert short == caption or (short.endswith("…") and caption.startswith(short[:-1]) and len(short) > 5)
+
+
+def test_a_picture_is_published_as_a_file_and_where_the_logger_takes_images(tmp_path):
+    shown = []
+
+    class Board:
+        def add_image(self, *given):
+            shown.append(given)
+
+    class Logger:
+        experiment = Board()
+
+    drawn = sheet([[Tile(noise(3, 4, 4), "cat")]])
+    for logger in (Logger(), None):
+        publish(drawn, "views", tmp_path / "new" / "folder", logger, 7)
+    assert np.array_equal(Image.open(tmp_path / "new" / "folder" / "views.png"), drawn)
+    (name, image, step), = shown
+    assert (name, step) == ("views", 7)
+    assert torch.equal(image, to_tensor(drawn))
+    assert np.array_equal(image.permute(1, 2, 0), np.asarray(drawn))
