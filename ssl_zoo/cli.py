@@ -166,5 +166,5 @@ def quiet() -> None:
                  "pytorch_lightning.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (".*does not have many workers.*", ".*LightningCLI's args parameter.*", ".*LeafSpec.*",
-                    ".*You have overridden `on_after_batch_transfer`.*"):
+                    ".*You have overridden `on_after_batch_transfer`.*", ".*sync_dist=True.*"):
         warnings.filterwarnings("ignore", message)

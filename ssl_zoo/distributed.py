@@ -1,6 +1,7 @@
 """What the processes of a run share: collectives that are the identity on one process, and the run's seed."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,17 @@ def run_seed() -> int:
     It is the same on every process and after a resume, where torch's own random state is not.
     """
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+
+def run_folder(trainer: Any) -> Path | None:
+    """Where a run of Lightning's trainer leaves its files; None for a trial run, which leaves none.
+
+    `trainer.log_dir` would wait until every process asks for it, and most files are one process's affair.
+    """
+    if trainer.fast_dev_run:
+        return None
+    logger = trainer.logger
+    return Path(getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None) or trainer.default_root_dir)
 
 
 class _Gather(torch.autograd.Function):

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from tqdm import tqdm
 
+from ssl_zoo.distributed import run_folder
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.pictures import Tile, publish, sheet
 
@@ -106,8 +107,8 @@ class ViewsPicture(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch,
                              batch_idx: int) -> None:
-        folder = trainer.log_dir
-        if not trainer.is_global_zero or folder is None or (Path(folder) / "views.png").exists():
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero or folder is None or (folder / "views.png").exists():
             return
         whole = isinstance(batch.images, torch.Tensor)   # crops from a worker come without their sources
         rows = [[Tile(batch.images[i])] if isinstance(batch.images, torch.Tensor) else []
@@ -144,7 +145,8 @@ class FiniteLoss(pl.Callback):
     def check(self, trainer: pl.Trainer) -> None:
         if self.first is None or (step := int(self.first)) < 0:
             return
-        saved = sorted(Path(trainer.log_dir or ".").glob("checkpoints/*.ckpt"), key=lambda file: file.stat().st_mtime)
+        folder = run_folder(trainer) or Path()
+        saved = sorted(folder.glob("checkpoints/*.ckpt"), key=lambda file: file.stat().st_mtime)
         rest = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been saved yet"
         raise ValueError(f"the loss is not finite at step {step}: try a lower learning rate, more warm-up or "
                          f"trainer.gradient_clip_val; {rest}")
@@ -168,9 +170,11 @@ class SafeInterrupt(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:
-        if not trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+        # Several processes must agree on the batch, and agreeing makes each of them wait: so not at every one.
+        every = 1 if trainer.world_size == 1 else trainer.log_every_n_steps      # type: ignore[attr-defined]
+        if (batch_idx + 1) % every or not trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = run_folder(trainer) or Path(trainer.default_root_dir)
         path = folder / "checkpoints" / "interrupted.ckpt"
         trainer.save_checkpoint(path)
         config = folder / "config.yaml"
@@ -191,4 +195,4 @@ def header(trainer: pl.Trainer, method: pl.LightningModule) -> str:
     assert isinstance(method, Method)
     millions = sum(p.numel() for p in method.encoder.parameters()) / 1e6
     encoder = f"{type(method.encoder).__name__} of {millions:.1f} M parameters, {method.encoder.dim} features"
-    return f"{type(method).__name__} · {encoder} · {trainer.strategy.root_device} · {trainer.log_dir}"
+    return f"{type(method).__name__} · {encoder} · {trainer.strategy.root_device} · {run_folder(trainer)}"

@@ -1,6 +1,7 @@
 """The command line as its users meet it: real processes, real files, one sentence for bad input."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -113,6 +114,21 @@ def test_a_command_line_run_resumes_bit_for_bit_in_a_new_process(recipe):
     states = [torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
               for folder in (whole, Path("runs/quickstart/version_2"))]
     assert same(*states)
+
+
+def test_two_processes_evaluate_as_one(recipe):
+    columns = []
+    for devices in ("1", "2"):
+        options = ["--trainer.devices", devices, "--trainer.strategy", "ddp", "--data.batch_size", "8"]
+        Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+        subprocess.run([sys.executable, "-m", "ssl_zoo", "fit", "--config", "recipe.yaml", *options], check=True,
+                       capture_output=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        report = sorted(Path("runs/quickstart").glob("version_*"))[-1] / "report.txt"
+        heading, *lines = report.read_text().splitlines()
+        place = heading.index("untrained encoder")   # columns are right-aligned
+        columns.append([line[place:place + len("untrained encoder")] for line in lines])
+    assert columns[0] == columns[1]
+    assert len(columns[0]) == 6
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_the_command_to_go_on(recipe):

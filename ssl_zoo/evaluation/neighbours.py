@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from ssl_zoo.distributed import run_folder
 from ssl_zoo.evaluation.features import FeatureCallback, Features
 from ssl_zoo.evaluation.knn import nearest
 from ssl_zoo.pictures import Tile, publish, sheet
@@ -39,14 +40,15 @@ class Neighbours(FeatureCallback):
         return {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero or trainer.log_dir is None:
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero or folder is None:
             return
         datamodule: Any = trainer.datamodule                 # type: ignore[attr-defined]
         classes = getattr(datamodule, "classes", [])
         heading = "left: query; right: its 8 nearest training images, nearest first"
         picture = sheet([[tile(trainer, classes, *image, wanted=row[0][2]) for image in row] for row in self.found],
                         heading + "; those of another class are crossed" * bool(classes), split=1)
-        publish(picture, "neighbours", trainer.log_dir, trainer.logger, trainer.global_step)
+        publish(picture, "neighbours", folder, trainer.logger, trainer.global_step)
 
 
 def at(features: Features, row: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from ssl_zoo.distributed import run_folder
 from ssl_zoo.evaluation.features import FeatureCallback, Features
 from ssl_zoo.export import save_encoder
 from ssl_zoo.method import Batch, Method
@@ -58,9 +59,9 @@ class Report(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Method)
-        if not trainer.is_global_zero or trainer.log_dir is None or not trainer.global_step:
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero or folder is None or not trainer.global_step:
             return
-        folder = Path(trainer.log_dir)
         last = list(self.columns.values())[-1] if self.columns else {}
         path = save_encoder(pl_module.evaluated, folder / "encoder", size=self.size, metrics=last,
                             recipe=whole_recipe(folder, pl_module))
