@@ -1,6 +1,7 @@
 """The commands: constructor signatures are the schema of a recipe, one file is one whole run."""
 
 import argparse
+import copy
 import difflib
 import inspect
 import logging
@@ -9,6 +10,7 @@ import re
 import sys
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +23,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ssl_zoo import data, encoders, evaluation, methods, monitor, optim
-from ssl_zoo.evaluation.report import whole_recipe
+from ssl_zoo.evaluation.report import epoch, whole_recipe
 from ssl_zoo.export import save_encoder
 from ssl_zoo.method import Method
 
@@ -45,7 +47,7 @@ class Cli(LightningCLI):
 
     def __init__(self, arguments: Sequence[str] | None = None, run: bool = True):
         callbacks = [monitor.Progress(), monitor.Speed(), monitor.FiniteLoss(), monitor.SafeInterrupt(),
-                     monitor.ViewsPicture(), LearningRateMonitor()]
+                     monitor.ViewsPicture(), monitor.LastCheckpoint(), LearningRateMonitor()]
         super().__init__(
             Method, pl.LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
             parser_class=Parser, auto_configure_optimizers=False, run=run,
@@ -57,7 +59,9 @@ class Cli(LightningCLI):
         """Lightning lets a checkpoint's values override the command line's; here the recipe and the options decide."""
 
     def before_fit(self) -> None:
-        """Find out before the first step, not at the first checkpoint, whether the run's folder can be written."""
+        """Find out before the first step whether the checkpoint can be read and the run's folder written."""
+        if path := self.config["fit"]["ckpt_path"]:
+            check_whole(Path(path))
         logger = self.trainer.logger
         folder = Path(logger and logger.save_dir or self.trainer.default_root_dir)
         try:
@@ -78,16 +82,24 @@ def export(arguments: Sequence[str]) -> None:
     parser.add_argument("checkpoint", type=Path, help="a .ckpt file that ssl-zoo fit left")
     parser.add_argument("--output", type=Path, help="file to write; the checkpoint's name if left out")
     options = parser.parse_args(arguments)
-    if not options.checkpoint.is_file():
-        raise FileNotFoundError(f"no checkpoint at {options.checkpoint}; ssl-zoo fit leaves them in its run's "
-                                "folder, under checkpoints")
-    checkpoint = torch.load(options.checkpoint, map_location="cpu", weights_only=True)
-    method = load_method(options.checkpoint, checkpoint["hyper_parameters"])
-    reports = [state["columns"] for name, state in checkpoint["callbacks"].items() if name.startswith("Report")]
-    metrics = list(reports[0].values())[-1] if reports and reports[0] else {}
-    output = options.output or options.checkpoint.with_suffix(".safetensors")
-    print(save_encoder(method.evaluated, output, recipe=whole_recipe(options.checkpoint.parents[1], method),
-                       metrics=metrics))
+    checkpoint = check_whole(options.checkpoint)
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    method = load_method(checkpoint, content.get("hyper_parameters", {}))
+    report: Any = next((state for name, state in content["callbacks"].items() if name.startswith("Report")),
+                       {"columns": {}, "size": None})
+    print(save_encoder(method.evaluated, options.output or checkpoint.with_suffix(".safetensors"), size=report["size"],
+                       recipe=whole_recipe(checkpoint.resolve().parents[1], method),
+                       metrics=report["columns"].get(epoch(content["epoch"] + 1), {})))
+
+
+def check_whole(checkpoint: Path) -> Path:
+    """The path, if a checkpoint is there and was written to its end."""
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"no checkpoint at {checkpoint}; ssl-zoo fit leaves them in its run's folder, "
+                                "under checkpoints")
+    if not zipfile.is_zipfile(checkpoint):   # as torch.save writes it, with the contents at its end
+        raise ValueError(f"{checkpoint} is no checkpoint, or was cut short; take another of its folder")
+    return checkpoint
 
 
 def load_method(checkpoint: Path, values: Mapping[str, Any]) -> Method:
@@ -99,7 +111,9 @@ def load_method(checkpoint: Path, values: Mapping[str, Any]) -> Method:
     kind = getattr(import_module(module), name)
     if not issubclass(kind, Method):
         raise ValueError(f"{checkpoint} holds a {name}, which is no method of ssl_zoo")
-    return kind.load_from_checkpoint(checkpoint, map_location="cpu")
+    encoder = copy.deepcopy(values["encoder"])
+    encoder["init_args"].pop("weights", None)   # the checkpoint holds what became of them
+    return kind.load_from_checkpoint(checkpoint, map_location="cpu", encoder=encoder)
 
 
 def run(arguments: list[str]) -> None:

@@ -50,12 +50,13 @@ class Progress(pl.callbacks.ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.bar is not None:
-            self.bar.reset(total=int(trainer.num_training_batches * max(trainer.max_epochs or 1, 1)))
+            self.bar.reset(total=int(trainer.estimated_stepping_batches * trainer.accumulate_grad_batches))
             self.bar.n = self.bar.initial = trainer.fit_loop.total_batch_idx + 1   # not 0 after a resume
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
                              batch_idx: int) -> None:
-        self.say(f"pretraining, epoch {trainer.current_epoch + 1} of {trainer.max_epochs}")
+        of = f" of {trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+        self.say(f"pretraining, epoch {trainer.current_epoch + 1}{of}")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:
@@ -94,7 +95,7 @@ class Speed(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch,
                            batch_idx: int) -> None:
         self.images += len(batch.index) * trainer.world_size
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:   # type: ignore[attr-defined]
+        if due(trainer):
             pl_module.log("images_per_second", self.images / (time.perf_counter() - self.since), rank_zero_only=True)
             self.images = 0
 
@@ -135,7 +136,7 @@ class FiniteLoss(pl.Callback):
         if self.first is None:
             self.first = torch.full((), -1, device=loss.device)
         self.first = torch.where((self.first < 0) & ~loss.isfinite(), trainer.global_step, self.first)
-        if loss.device.type == "cpu" or (batch_idx + 1) % 50 == 0:
+        if loss.device.type == "cpu" or due(trainer):
             self.check(trainer)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule,
@@ -170,9 +171,11 @@ class SafeInterrupt(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:
-        # Several processes must agree on the batch, and agreeing makes each of them wait: so not at every one.
-        every = 1 if trainer.world_size == 1 else trainer.log_every_n_steps      # type: ignore[attr-defined]
-        if (batch_idx + 1) % every or not trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:   # a checkpoint holds no half-accumulated gradients
+            return
+        if trainer.world_size > 1 and not due(trainer):         # to agree on the batch makes every process wait
+            return
+        if not trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             return
         folder = run_folder(trainer) or Path(trainer.default_root_dir)
         path = folder / "checkpoints" / "interrupted.ckpt"
@@ -188,6 +191,18 @@ class SafeInterrupt(pl.Callback):
         if self.previous is not None:
             signal.signal(signal.SIGINT, self.previous)
             self.previous = None
+
+
+class LastCheckpoint(pl.callbacks.ModelCheckpoint):
+    """Keeps the newest epoch in checkpoints/last.ckpt, whatever a recipe keeps beside it."""
+
+    def __init__(self) -> None:
+        super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+
+
+def due(trainer: pl.Trainer) -> bool:
+    """Whether the trainer logs at this batch, counted over all epochs: one may have fewer than it waits for."""
+    return (trainer.fit_loop.total_batch_idx + 1) % max(1, trainer.log_every_n_steps) == 0   # type: ignore[attr-defined]
 
 
 def header(trainer: pl.Trainer, method: pl.LightningModule) -> str:

@@ -25,7 +25,8 @@ def brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with the mean luma of each image by itself."""
-    luma = per_image(images.mean((2, 3)) @ images.new_tensor(LUMA))
+    red, green, blue = images.mean((2, 3)).unbind(1)
+    luma = per_image(LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)
     return (images * per_image(factor)).add_(luma * (1 - per_image(factor))).clamp_(0, 1)
 
 
@@ -82,9 +83,13 @@ def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, kernel: int) -> Tensor:
-    """Blur with each image's own `sigma` [N] in pixels, `kernel` (odd) pixels wide, mirrored at the border."""
+    """Blur with each image's own `sigma` [N] in pixels, `kernel` (odd) pixels wide, mirrored at the border.
+
+    `sigma` stays on the host: Kornia looks at its values, which would wait for a GPU.
+    """
+    size = 16 if images.device.type == "cpu" else len(images)   # 16 images stay in a core's cache
     return torch.cat([gaussian_blur2d(x, (kernel, kernel), s[:, None].expand(-1, 2))
-                      for x, s in zip(images.split(16), sigma.split(16), strict=True)])   # 16 images stay in the cache
+                      for x, s in zip(images.split(size), sigma.split(size), strict=True)])
 
 
 def solarize(images: Tensor, threshold: float) -> Tensor:

@@ -39,7 +39,8 @@ class ViewSpec:
         gray: probability of dropping the colour.
         blur: probability of a Gaussian blur.
         sigma: range of the blur's standard deviation, pixels.
-        kernel: width of the blur, odd, pixels; a tenth of the side where left out, as SimCLR has it.
+        kernel: width of the blur, odd, pixels. Left out, a tenth of the side as SimCLR has it, but at most three sigma
+            either way, beyond which it adds nothing.
         solarize: probability of inverting all pixels from `threshold` on.
         threshold: share of full brightness.
     """
@@ -198,7 +199,7 @@ def colour(crops: Tensor, table: np.ndarray, spec: ViewSpec) -> Tensor:
     if len(gray):
         photometric.change_rows(crops, gray, lambda x: photometric.grayscale(x).expand_as(x))
     if len(blurred):
-        sigma = rows[blurred, Column.SIGMA].to(crops.device, non_blocking=True)
+        sigma = rows[blurred, Column.SIGMA]
         photometric.change_rows(crops, blurred, lambda x: photometric.gaussian_blur(x, sigma, spec.blur_kernel))
     if len(solarized):
         photometric.change_rows(crops, solarized, lambda x: photometric.solarize(x, spec.threshold))

@@ -40,6 +40,10 @@ def fit(recipe, *options):
     return sorted(Path("runs/quickstart").glob("version_*"))[-1]
 
 
+def keep(recipe, **checkpoints):
+    recipe["trainer"]["callbacks"].append({"class_path": "ModelCheckpoint", "init_args": checkpoints})
+
+
 def refusal(recipe, *options):
     """What a refused run says: one sentence, without a traceback, and a status that is not 0."""
     with pytest.raises(SystemExit) as refused:
@@ -59,7 +63,8 @@ def test_a_run_leaves_checkpoint_encoder_pictures_report_and_logs(recipe, capsys
     for word in ("raw pixels", "untrained encoder", "epoch 2", "knn_instdisc", "linear_cached", "health/rankme",
                  str(folder / "encoder.safetensors"), str(folder / "views.png")):
         assert word in printed, word
-    assert Image.open(folder / "neighbours.png").width > 800
+    with Image.open(folder / "neighbours.png") as picture:
+        assert picture.width > 800
 
 
 def test_tensorboard_holds_loss_rate_similarities_speed_and_accuracies(recipe):
@@ -106,7 +111,7 @@ def test_a_second_run_in_the_same_folder_is_a_new_version(recipe):
 
 def test_a_command_line_run_resumes_bit_for_bit_in_a_new_process(recipe):
     whole = fit(recipe, "--trainer.max_epochs", "3")
-    recipe["trainer"]["callbacks"][-1]["init_args"] = {"save_last": True, "save_top_k": -1, "every_n_epochs": 1}
+    keep(recipe, save_top_k=-1, every_n_epochs=1)
     fit(recipe, "--trainer.max_epochs", "3")
     half = next(Path("runs/quickstart/version_1/checkpoints").glob("epoch=1-*.ckpt"))
     subprocess.run([sys.executable, "-m", "ssl_zoo", "fit", "--config", "recipe.yaml", "--trainer.max_epochs", "3",
@@ -195,7 +200,7 @@ def test_a_checkpoint_of_another_architecture_gets_one_sentence(recipe):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(recipe):
-    recipe["trainer"]["callbacks"][-1]["init_args"] = {"save_last": True, "every_n_train_steps": 2}
+    keep(recipe, every_n_train_steps=2)
     recipe["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1e30}}
     said = refusal(recipe)
     step = re.search(r"the loss is not finite at step (\d+)", said)[1]
@@ -234,6 +239,33 @@ def test_help_and_configuration_are_printed(arguments, said, capsys):
         run(arguments)
     assert ended.value.code == 0
     assert said in capsys.readouterr().out
+
+
+def test_numbers_of_another_epoch_are_not_exported_with_the_encoder(recipe):
+    folder = fit(recipe, "--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "2")
+    run(["export", str(folder / "checkpoints/last.ckpt")])
+    for path in (folder / "encoder.json", folder / "checkpoints/last.json"):
+        said = json.loads(path.read_text())
+        assert said["metrics"] == {}
+        assert said["preprocessing"]["size"] == 16
+
+
+def test_export_needs_no_file_that_the_run_started_from(recipe):
+    folder = fit(recipe)
+    run(["export", str(folder / "checkpoints/last.ckpt"), "--output", "start"])
+    again = fit(recipe, "--model.encoder.weights", "start.safetensors")
+    Path("start.safetensors").unlink()
+    run(["export", str(again / "checkpoints/last.ckpt")])
+    assert load_encoder(again / "checkpoints/last").dim == 8
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint at all"])
+@pytest.mark.parametrize("command", [["export"], ["fit", "--config", "recipe.yaml", "--ckpt_path"]])
+def test_a_broken_checkpoint_gets_one_sentence(recipe, command, content):
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    Path("broken.ckpt").write_bytes(content)
+    with pytest.raises(SystemExit, match=r"broken\.ckpt is no checkpoint, or was cut short"):
+        run([*command, "broken.ckpt"])
 
 
 def test_export_of_no_checkpoint_gets_one_sentence():

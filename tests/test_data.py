@@ -228,6 +228,17 @@ def test_a_resumed_run_sees_the_batches_that_the_uninterrupted_one_saw(steps, ar
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("bus", "car", "train"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            Image.new("RGB", (8, 8), (20 * i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    data = ImageFolder(str(tmp_path))
+    data.setup("fit")
+    assert data.classes == ["bus", "car", "train"]
+    assert (len(data.train), len(data.test)) == (9, 3)
+
+
 def test_a_batch_larger_than_the_data_set_is_refused_in_a_sentence(array_file, tmp_path):
     data = ArrayImages(array_file(train_images=np.zeros((18, 2, 2), np.uint8)), batch_size=19)
     with pytest.raises(ValueError, match="a batch of 19 on each of 1 processes is larger than the data set of 18"):

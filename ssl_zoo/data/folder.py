@@ -11,7 +11,7 @@ from ssl_zoo.data.images import Images
 from ssl_zoo.data.sources import Files
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-TRAIN_NAMES, TEST_NAMES = ("train",), ("val", "valid", "validation", "test")
+TRAIN_NAME, TEST_NAMES = "train", ("val", "valid", "validation", "test")
 
 
 class ImageFolder(Images):
@@ -41,8 +41,10 @@ class ImageFolder(Images):
         root = Path(self.root)
         if not root.is_dir():
             raise FileNotFoundError(f"no folder of images at {root.absolute()}; give another --data.root")
-        train_root = next((root / name for name in TRAIN_NAMES if (root / name).is_dir()), root)
-        test_root = next((root / name for name in TEST_NAMES if (root / name).is_dir()), None)
+        folders = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
+        parted = TRAIN_NAME in folders and folders <= {TRAIN_NAME, *TEST_NAMES}   # beside bus and car, train is a class
+        train_root = root / TRAIN_NAME if parted else root
+        test_root = next((root / name for name in TEST_NAMES if name in folders), None) if parted else None
         paths = find_images(train_root)
         if not paths:
             raise ValueError(f"no images in {train_root.absolute()}: looked for "
@@ -51,7 +53,7 @@ class ImageFolder(Images):
         train = self.files(train_root, paths, classes)
         if not classes:
             return train, None, []
-        test_paths = find_images(test_root) if test_root is not None and train_root != root else []
+        test_paths = find_images(test_root) if test_root is not None else []
         if test_root is not None and class_names(test_root, test_paths, least=1):   # else a pile without labels
             return train, self.files(test_root, test_paths, classes), classes
         kept, tested = hold_out(train.labels.numpy(), self.held_out)

@@ -72,6 +72,9 @@ class Images(pl.LightningDataModule):
             parts = [self.train, self.test]
         else:
             parts = [self.train.subset(some(len(self.train), HEALTH_IMAGES))]
+        if min(map(len, parts)) < world_size():
+            raise ValueError(f"{min(map(len, parts))} images to evaluate cannot be shared by {world_size()} processes: "
+                             "train on fewer devices")
         return [Loader(part, EVALUATION_BATCH, self.workers, strict=self.strict) for part in parts]
 
 

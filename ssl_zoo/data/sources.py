@@ -48,7 +48,7 @@ class Resident:
         return Resident(self.images.to(device), self.labels.to(device))
 
     def __getitem__(self, order: Order) -> Loaded:
-        index = torch.from_numpy(order.places).to(self.images.device)
+        index = torch.from_numpy(order.places).to(self.images.device, non_blocking=True)
         return self.images[index], self.labels[index], index
 
 

@@ -62,12 +62,14 @@ class FeatureCallback(pl.Callback):
         raise NotImplementedError
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer not in _passes or _passes[trainer].whole:
-            _passes[trainer] = Pass()
+        _passes.setdefault(trainer, Pass())
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                                 batch_idx: int, dataloader_idx: int = 0) -> None:
         _passes[trainer].add(dataloader_idx, batch_idx, Features(outputs, batch.labels, batch.index))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _passes.pop(trainer, None)   # a gigabyte and more for a large set, which training needs for itself
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         parts = _passes[trainer].parts()

@@ -40,6 +40,7 @@ class Neighbours(FeatureCallback):
         return {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
         folder = run_folder(trainer)
         if not trainer.is_global_zero or folder is None:
             return

@@ -50,7 +50,7 @@ class Report(pl.Callback):
             self.columns[PIXELS] = merge(copy.copy(callback).measure(parts[0], parts[-1]) for callback in callbacks
                                          if callback.needs_labels)
             self.pixels = {}
-        name = BEFORE if trainer.sanity_checking else f"epoch {trainer.current_epoch + 1}"
+        name = BEFORE if trainer.sanity_checking else epoch(trainer.current_epoch + 1)
         self.columns[name] = merge(callback.latest for callback in callbacks)
 
     def callbacks(self, trainer: pl.Trainer) -> list[FeatureCallback]:
@@ -62,8 +62,8 @@ class Report(pl.Callback):
         folder = run_folder(trainer)
         if not trainer.is_global_zero or folder is None or not trainer.global_step:
             return
-        last = list(self.columns.values())[-1] if self.columns else {}
-        path = save_encoder(pl_module.evaluated, folder / "encoder", size=self.size, metrics=last,
+        metrics = self.columns.get(epoch(trainer.current_epoch), {})   # an earlier epoch's are not this one's
+        path = save_encoder(pl_module.evaluated, folder / "encoder", size=self.size, metrics=metrics,
                             recipe=whole_recipe(folder, pl_module))
         text = table({name: self.columns[name] for name in self.shown()})
         (folder / "report.txt").write_text(text)
@@ -78,16 +78,21 @@ class Report(pl.Callback):
         return [name for name in names if name in (PIXELS, BEFORE)] + names[-1:] if names else []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"columns": self.columns}
+        return {"columns": self.columns, "size": self.size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.columns = state_dict["columns"]
+        self.columns, self.size = state_dict["columns"], state_dict["size"]
 
 
 def whole_recipe(folder: Path, method: Method) -> Any:
     """The recipe that the command line left in a run's folder, or else what the method knows of it."""
     config = folder / "config.yaml"
     return yaml.safe_load(config.read_text()) if config.is_file() else dict(method.hparams)
+
+
+def epoch(done: int) -> str:
+    """The column of the encoder after so many epochs."""
+    return f"epoch {done}"
 
 
 def merge(numbers: Any) -> dict[str, float]:
