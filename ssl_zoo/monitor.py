@@ -1,5 +1,6 @@
 """Callbacks that watch over a run: its progress, speed and views, a loss that is not finite, and Ctrl-C."""
 
+import os
 import signal
 import sys
 import threading
@@ -168,6 +169,8 @@ class SafeInterrupt(pl.Callback):
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        # not print, which a signal must not enter twice
+        os.write(2, b"\nstopping after the batch at hand, to save it; Ctrl-C again stops at once\n")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:

@@ -148,6 +148,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_command_to_go_on(recipe):
     _, said = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "Traceback" not in said
+    assert "stopping after the batch at hand" in said
     command = re.search(r"go on with:\s+ssl-zoo (fit .*)", said)[1].split()
     done = torch.load(command[-1], weights_only=True)["global_step"]
     run([*command, "--trainer.max_steps", str(done + 3), "--trainer.max_epochs", "-1"])
