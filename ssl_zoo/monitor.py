@@ -107,11 +107,15 @@ class Speed(pl.Callback):
 class ViewsPicture(pl.Callback):
     """Saves a picture of the first batch's views: eight images, each with all its views."""
 
+    def __init__(self) -> None:
+        self.drawn = False   # so that no later batch looks at the disk
+
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch,
                              batch_idx: int) -> None:
         folder = run_folder(trainer)
-        if not trainer.is_global_zero or folder is None or (folder / "views.png").exists():
+        if self.drawn or not trainer.is_global_zero or folder is None:
             return
+        self.drawn = True
         whole = isinstance(batch.images, torch.Tensor)   # crops from a worker come without their sources
         rows = [[Tile(batch.images[i])] if isinstance(batch.images, torch.Tensor) else []
                 for i in range(min(8, len(batch.index)))]

@@ -1,6 +1,7 @@
 """Small runs that several tests share: noise images, a tiny encoder, a few steps."""
 
 import copy
+import time
 from functools import partial
 
 import numpy as np
@@ -67,3 +68,14 @@ def same(first, second):
     if isinstance(first, list | tuple):
         return len(first) == len(second) and all(map(same, first, second))
     return first == second
+
+
+def finish(processes, seconds):
+    """Wait for processes that were started together; none outlives the test, whatever happens."""
+    end = time.monotonic() + seconds
+    try:
+        while not processes.join(timeout=1):
+            assert time.monotonic() < end, f"the processes took longer than {seconds} s"
+    finally:
+        for process in processes.processes:
+            process.kill()

@@ -1,6 +1,5 @@
 """Two processes with half of a batch each against one process with the whole of it."""
 
-import time
 from datetime import timedelta
 
 import pytest
@@ -10,6 +9,7 @@ import torch.multiprocessing as mp
 
 from ssl_zoo import distributed
 from ssl_zoo.losses import nt_xent
+from tests.conftest import finish
 
 PROCESSES, SECONDS = 2, 60
 BATCHES, TEMPERATURE = (1, 2, 7), 0.2      # images on each process
@@ -74,13 +74,7 @@ def halves(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)     # the system finds a free port
     processes = mp.spawn(one_process, (store.port, folder), nprocs=PROCESSES, join=False)
-    end = time.monotonic() + SECONDS
-    try:
-        while not processes.join(timeout=1):
-            assert time.monotonic() < end, f"the two processes took longer than {SECONDS} s"
-    finally:
-        for process in processes.processes:
-            process.kill()
+    finish(processes, SECONDS)
     return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
 
 

@@ -2,7 +2,6 @@
 
 import math
 import random
-import time
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from ssl_zoo.evaluation.health import feature_std, rankme, uniformity
 from ssl_zoo.evaluation.knn import PROTOCOLS, Protocol, knn_accuracy, knn_scores, nearest
 from ssl_zoo.evaluation.linear import train_head
 from ssl_zoo.pictures import INK, PAPER, TILE, WRONG, Tile, publish, sheet, shorten, to_pil, to_tensor
-from tests.conftest import simclr, trainer
+from tests.conftest import finish, simclr, trainer
 
 
 def normal(*shape, seed=0):
@@ -345,14 +344,9 @@ def one_process(rank, folder):
 
 
 def test_two_processes_both_see_the_features_that_one_would_see(tmp_path):
-    end = time.monotonic() + SECONDS   # a fork is there at once, and safe for what computes on one thread
+    # a fork is there at once, and safe for what computes on one thread
     processes = mp.start_processes(one_process, (tmp_path,), nprocs=PROCESSES, join=False, start_method="fork")
-    try:
-        while not processes.join(timeout=1):
-            assert time.monotonic() < end, f"the two processes took longer than {SECONDS} s"
-    finally:
-        for process in processes.processes:
-            process.kill()
+    finish(processes, SECONDS)
     places = torch.arange(IMAGES)
     for rank in range(PROCESSES):
         for part, found in enumerate(torch.load(tmp_path / f"{rank}.pt")):

@@ -56,7 +56,7 @@ class Files:
     """Images of any sizes, decoded where they are asked for.
 
     Args:
-        read: image number -> uint8 [3, H, W]; raises OSError or RuntimeError where it cannot.
+        read: image number -> uint8 [3, H, W]; raises where it cannot.
         names: of the images, for messages.
         labels: [N], -1 where unknown.
         size: side of plain images, pixels: short side resized to 8/7 of it, then the centre.
