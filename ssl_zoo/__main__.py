@@ -7,6 +7,7 @@ HELP = """usage: ssl-zoo COMMAND ...
 
   fit       pretrain by a recipe:            ssl-zoo fit --config recipes/cifar10/simclr.yaml
   validate  evaluate a checkpoint:           ssl-zoo validate --config CONFIG --ckpt_path CHECKPOINT
+  preview   a picture of a recipe's views:   ssl-zoo preview --config recipes/cifar10/simclr.yaml
   export    the encoder of a checkpoint:     ssl-zoo export CHECKPOINT
 
   ssl-zoo fit --help                         every option of a run

@@ -2,8 +2,10 @@
 
 import argparse
 import copy
+import dataclasses
 import difflib
 import inspect
+import itertools
 import logging
 import os
 import re
@@ -11,25 +13,32 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
 from ssl_zoo import data, encoders, evaluation, methods, monitor, optim
+from ssl_zoo.distributed import run_seed
 from ssl_zoo.evaluation.report import epoch, whole_recipe
 from ssl_zoo.export import save_encoder
 from ssl_zoo.method import Method
+from ssl_zoo.preview import match_sheet, view_sheet
+from ssl_zoo.specs import PRESETS
+from ssl_zoo.views import Key
 
 __all__ = ["Cli", "data", "encoders", "evaluation", "methods", "optim", "run"]   # classes that a recipe may name alone
 
-NOISE = re.compile("Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>")
+NOISE = re.compile("Does not validate|Subtypes:|Errors:|Given value|Expected a path|"
+                   "Expected a <class '(NoneType|collections.abc.Sequence)'>")
 DEBUG = "SSL_ZOO_DEBUG"   # set it to see whole tracebacks
 
 
@@ -40,6 +49,14 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:   # a part of the recipe; whoever parses the whole says where it stands
             super().error(message, ex)
         sys.exit(f"ssl-zoo: {parse_error(message)}")
+
+    def dump(self, cfg: Any, *args: Any, **kwargs: Any) -> str:
+        """The configuration, with the rows of named views spelt out: what a run saves must not change with a name."""
+        cfg = cfg.clone()
+        for key, value in list(cfg.items()):
+            if key.endswith("augment.init_args.views") and isinstance(value, str) and value in PRESETS:
+                cfg[key] = [dataclasses.asdict(row) for row in PRESETS[value]]
+        return super().dump(cfg, *args, **kwargs)
 
 
 class Cli(LightningCLI):
@@ -92,6 +109,44 @@ def export(arguments: Sequence[str]) -> None:
                        metrics=report["columns"].get(epoch(content["epoch"] + 1), {})))
 
 
+def preview(arguments: Sequence[str]) -> None:
+    """Draw the views of a recipe: the sources with the boxes of their crops, the views, and which cells match."""
+    parser = argparse.ArgumentParser("ssl-zoo preview", description=preview.__doc__, allow_abbrev=False,
+                                     epilog="All other options are those of ssl-zoo fit.")
+    parser.add_argument("--images", type=int, default=4, help="how many images to draw")
+    parser.add_argument("--output", type=Path, default=Path("views.png"),
+                        help="picture to write; the matches go beside it")
+    options, rest = parser.parse_known_args(arguments)
+    if options.images < 1:
+        raise ValueError(f"a preview is of at least 1 image, not {options.images}: raise --images")
+    cli = Cli(rest, run=False)
+    augment = cli.model.augment
+    cli.datamodule.prepare_data()
+    cli.datamodule.setup("fit")
+    source = cli.datamodule.train
+    places = np.random.default_rng(run_seed()).permutation(len(source))
+    images = list(itertools.islice(readable(source, places), options.images))
+    views = augment(augment.cut(images, Key(run_seed(), 0, 0, 0)), Key(run_seed(), 0, 0, 0))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    view_sheet(images, views).save(options.output)
+    print(options.output)
+    if len(views) > 1:
+        matches = options.output.with_stem(f"{options.output.stem}_matches")
+        match_sheet(views[0], views[1]).save(matches)
+        print(matches)
+
+
+def readable(source: Any, places: Iterable[int]) -> Iterator[Tensor]:
+    for i in places:
+        try:
+            yield source.read(int(i))
+        except Exception:   # whatever a decoder raises on a damaged file, which a run will name
+            continue
+
+
+COMMANDS = {"export": export, "preview": preview}   # beside those of Lightning's command line
+
+
 def check_whole(checkpoint: Path) -> Path:
     """The path, if a checkpoint is there and was written to its end."""
     if not checkpoint.is_file():
@@ -120,8 +175,8 @@ def run(arguments: list[str]) -> None:
     """Run a command; bad input ends it with one sentence and status 1."""
     quiet()
     try:
-        if arguments[0] == "export":
-            export(arguments[1:])
+        if arguments[0] in COMMANDS:
+            COMMANDS[arguments[0]](arguments[1:])
         else:
             Cli(arguments)
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
@@ -154,6 +209,8 @@ def parse_error(message: str) -> str:
         elif line and not NOISE.match(line):
             wrong.append(line)
     text = "; ".join(dict.fromkeys(wrong)) or message
+    if choice := re.search(r"Expected a typing.Literal\[(.+)\]", text):
+        text = f"expected one of {choice[1]}"
     if unknown := re.search(r"Expected a dot import path string: (\w+)", text):
         names = [name for module in (methods, data, evaluation, encoders, optim) for name in dir(module)]
         near = difflib.get_close_matches(unknown[1], names, n=1)

@@ -12,16 +12,17 @@ from ssl_zoo import distributed
 from ssl_zoo.encoders import Encoder, load_strictly
 from ssl_zoo.optim import parameter_groups
 from ssl_zoo.schedules import WarmupCosine
-from ssl_zoo.views import Augmentation, Crops, Key, View
+from ssl_zoo.views import Augmentation, Canvases, Crops, Key, View
 
 
 class Batch(NamedTuple):
     """A batch as a method sees it: the loader's tensors, and during training their views."""
 
-    images: Tensor | Crops   # [B, 3, H, W] uint8; while training from files, the crops that the workers cut
+    images: Tensor | Crops | Canvases   # [B, 3, H, W] uint8; while training from files, what the workers made
     labels: Tensor           # [B], -1 where unknown; only evaluation and supervised methods read them
     index: Tensor            # type: ignore[assignment]  # [B] place of each image in its data set
     views: list[View]
+    key: Key                 # what every draw of this batch depends on
 
 
 class Method(pl.LightningModule):
@@ -79,10 +80,10 @@ class Method(pl.LightningModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         images, labels, index = batch
         if not self.trainer.training:
-            return Batch(images, labels, index, [])
+            return Batch(images, labels, index, [], Key(0, 0, 0, 0))
         batch_number = self.trainer.fit_loop.batch_idx + 1   # Lightning counts a batch when it has arrived
         key = Key(distributed.run_seed(), self.current_epoch, batch_number, self.global_rank)
-        return Batch(images, labels, index, self.augment(images, key))
+        return Batch(images, labels, index, self.augment(images, key), key)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.training_loss(batch)

@@ -32,7 +32,7 @@ def sheet(rows: Sequence[Sequence[Tile]], heading: str = "", split: int = 0) -> 
     for r, row in enumerate(rows):
         for c, tile in enumerate(row):
             x, y = GAP + c * step + (GAP if split and c >= split else 0), top + r * line
-            picture.paste(to_pil(tile.image), (x, y))
+            picture.paste(resized(tile.image, TILE, TILE), (x, y))
             draw.text((x, y + TILE + 1), shorten(tile.caption, font), WRONG if tile.wrong else INK, font)
             if tile.wrong:
                 draw.rectangle((x - 2, y - 2, x + TILE + 1, y + TILE + 1), outline=WRONG, width=4)
@@ -44,13 +44,15 @@ def sheet(rows: Sequence[Sequence[Tile]], heading: str = "", split: int = 0) -> 
     return picture
 
 
-def to_pil(image: Tensor) -> Image.Image:
-    """At the size of a tile: enlarged pixel by pixel, so that what a view holds stays visible, or reduced smoothly."""
+def resized(image: Tensor, width: int, height: int) -> Image.Image:
+    """An image [3, H, W], uint8 or in [0, 1]: enlarged pixel by pixel, so that what a view holds stays visible, or
+    reduced smoothly.
+    """
     image = image.detach().float().cpu() / (255 if image.dtype == torch.uint8 else 1)
-    larger = max(image.shape[-2:]) > TILE
+    larger = image.shape[-2] > height or image.shape[-1] > width
     options = {"mode": "bilinear", "antialias": True} if larger else {"mode": "nearest"}
-    square = F.interpolate(image[None], (TILE, TILE), **options)[0].clamp(0, 1)
-    return Image.fromarray((square * 255).round().byte().permute(1, 2, 0).numpy())
+    image = F.interpolate(image[None], (height, width), **options)[0].clamp(0, 1)
+    return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def shorten(caption: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:

@@ -5,97 +5,39 @@ function of images and table. So a resumed run draws what the uninterrupted one 
 draws, and a crop may be cut on the device or by a data loader's worker.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Literal, NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_zoo import geometry, photometric
+from ssl_zoo import geometry, photometric, torchvision_views
+from ssl_zoo.specs import PRESETS, Preset, ViewSpec
+from ssl_zoo.tables import COLUMNS, Column, Key, boxes, draw, jitter_orders, jitter_steps
 
+__all__ = ["Augmentation", "Canvases", "Crops", "Key", "View", "ViewSpec"]
 
-@dataclass(frozen=True)
-class ViewSpec:
-    """A distribution over views of one image; the operations run in the order in which they stand here.
-
-    Args:
-        size: side of the view, pixels.
-        count: how many views to draw from this distribution.
-        scale: range of the crop's share of the image's area.
-        ratio: range of the crop's width over its height, drawn evenly in the logarithm.
-        interpolation: of the resize, always with antialias.
-        flip: probability of changing left and right.
-        jitter: probability of changing brightness, contrast, saturation and hue, in an order drawn for each view.
-        strength: multiplies the four ranges below; the s of SimCLR, arXiv:2002.05709, app. A.
-        brightness: factor between 1 - this * strength (not below 0) and 1 + this * strength.
-        contrast: as brightness.
-        saturation: as brightness.
-        hue: shift of up to this * strength turns either way; at most half a turn.
-        gray: probability of dropping the colour.
-        blur: probability of a Gaussian blur.
-        sigma: range of the blur's standard deviation, pixels.
-        kernel: width of the blur, odd, pixels. Left out, a tenth of the side as SimCLR has it, but at most three sigma
-            either way, beyond which it adds nothing.
-        solarize: probability of inverting all pixels from `threshold` on.
-        threshold: share of full brightness.
-    """
-
-    size: int
-    count: int = 1
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    flip: float = 0.5
-    jitter: float = 0.0
-    strength: float = 1.0
-    brightness: float = 0.8
-    contrast: float = 0.8
-    saturation: float = 0.8
-    hue: float = 0.2
-    gray: float = 0.0
-    blur: float = 0.0
-    sigma: tuple[float, float] = (0.1, 2.0)
-    kernel: int | None = None
-    solarize: float = 0.0
-    threshold: float = 128 / 255
-
-    def __post_init__(self) -> None:
-        def check(holds: bool, name: str, rule: str) -> None:
-            if not holds:
-                raise ValueError(f"a view's {name} must be {rule}, not {getattr(self, name)}")
-
-        for name in ("size", "count"):
-            check(isinstance(getattr(self, name), int), name, "a whole number")
-            check(getattr(self, name) >= 1, name, "at least 1")
-        check(self.interpolation in geometry.KERNELS, "interpolation", f"one of {', '.join(geometry.KERNELS)}")
-        for name in ("flip", "jitter", "gray", "blur", "solarize", "threshold"):
-            check(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
-        for name in ("strength", "brightness", "contrast", "saturation", "hue"):
-            check(getattr(self, name) >= 0, name, "at least 0")
-        check(self.hue * self.strength <= 0.5, "hue", f"at most half a turn with strength {self.strength}")
-        check(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "two rising shares of the image's area in (0, 1]")
-        check(0 < self.ratio[0] <= self.ratio[1], "ratio", "two rising numbers above 0")
-        check(0 < self.sigma[0] <= self.sigma[1], "sigma", "two rising numbers of pixels above 0")
-        check(self.kernel is None or (self.kernel % 2 == 1 and 0 <= self.kernel // 2 < self.size), "kernel",
-              "an odd number of pixels that the view can hold")
-
-    @property
-    def blur_kernel(self) -> int:
-        """Pixels. Beyond three standard deviations a kernel adds nothing (0.002 of 255 on average, measured)."""
-        return self.kernel or min(self.size // 10 | 1, 2 * math.ceil(3 * self.sigma[1]) + 1)
+PIECE = 2 ** 19    # bytes of views that stay in a core's cache while all operations pass over them
+BY_PRODUCTS = 64   # pixels: up to this side a CPU crops faster by matrix products than by torch's resize of each crop
 
 
 class View(NamedTuple):
     """One view of each image of a batch, with the geometry that made it."""
 
-    images: Tensor    # [B, 3, size, size] float32 in [0, 1]
+    images: Tensor    # [B, 3, size, size] in [0, 1], of the augmentation's dtype
     boxes: Tensor     # [B, 4] left, top, right, bottom as shares of the source image
-    flipped: Tensor   # [B] bool
+    flipped: Tensor   # [B, 2] bool: left and right have changed places, top and bottom have
+    role: str = ""    # of its row
+
+
+class Canvases(NamedTuple):
+    """A batch of images of different sizes, each in the upper left corner of a canvas; the rest is never looked at."""
+
+    pixels: Tensor       # [B, 3, H, W] uint8
+    sizes: np.ndarray    # [B, 2] height and width of the images, pixels; an array, so that it stays on the host
 
 
 class Crops(NamedTuple):
@@ -106,127 +48,72 @@ class Crops(NamedTuple):
     sizes: np.ndarray             # [B, 2] height and width of the source images, pixels
 
 
-class Key(NamedTuple):
-    """What the draws of a batch depend on, and all that they depend on."""
-
-    seed: int
-    epoch: int
-    batch: int
-    rank: int
-
-
-class Column(IntEnum):
-    """The columns of a table [V, B, COLUMNS] float32: one row for each view of each image."""
-
-    TOP, LEFT, HEIGHT, WIDTH = 0, 1, 2, 3   # pixels of the source
-    FLIPPED = 4                             # 0 or 1
-    JITTERED = 5                            # 0 or 1
-    BRIGHTNESS, CONTRAST, SATURATION = 6, 7, 8
-    HUE = 9                                 # turns
-    ORDER = 10                              # to 13: which of the four above comes first, second, third, last
-    GRAY = 14                               # 0 or 1
-    SIGMA = 15                              # pixels; 0 for no blur
-    SOLARIZED = 16                          # 0 or 1
-
-
-COLUMNS = 17
-TRIES = 10                                  # torchvision's: then the largest centred crop
-
-
-def draw(spec: ViewSpec, sizes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """A table [spec.count, B, COLUMNS] for images of `sizes` [B, 2] (height, width in pixels).
-
-    The crop is torchvision's RandomResizedCrop, the jitter its ColorJitter with one order for each view.
-    """
-    u = generator.random((spec.count, len(sizes), 36), dtype=np.float32)      # as many whatever is drawn from them
-    table = np.zeros((spec.count, len(sizes), COLUMNS), dtype=np.float32)
-    table[..., :4] = draw_crops(spec, sizes, u[..., :22])
-    table[..., Column.FLIPPED] = u[..., 22] < spec.flip
-    table[..., Column.JITTERED] = u[..., 23] < spec.jitter
-    for column, amount in zip((Column.BRIGHTNESS, Column.CONTRAST, Column.SATURATION),
-                              (spec.brightness, spec.contrast, spec.saturation), strict=True):
-        lowest, highest = max(0.0, 1 - amount * spec.strength), 1 + amount * spec.strength
-        table[..., column] = lowest + (highest - lowest) * u[..., 18 + column]
-    table[..., Column.HUE] = (2 * u[..., 27] - 1) * spec.hue * spec.strength
-    table[..., Column.ORDER:Column.ORDER + 4] = u[..., 28:32].argsort(-1)
-    table[..., Column.GRAY] = u[..., 32] < spec.gray
-    sigma = spec.sigma[0] + (spec.sigma[1] - spec.sigma[0]) * u[..., 33]
-    table[..., Column.SIGMA] = np.where(u[..., 34] < spec.blur, sigma, 0)
-    table[..., Column.SOLARIZED] = u[..., 35] < spec.solarize
-    return table
-
-
-def draw_crops(spec: ViewSpec, sizes: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Crops [V, B, 4] as top, left, height, width in pixels, from even random numbers [V, B, 2 * TRIES + 2]."""
-    rows, columns = sizes[:, 0].astype(np.float32), sizes[:, 1].astype(np.float32)     # [B]
-    area = (rows * columns)[:, None] * (spec.scale[0] + (spec.scale[1] - spec.scale[0]) * u[..., :TRIES])
-    low, high = math.log(spec.ratio[0]), math.log(spec.ratio[1])
-    ratio = np.exp(low + (high - low) * u[..., TRIES:2 * TRIES])                       # [V, B, TRIES]
-    width, height = np.round(np.sqrt(area * ratio)), np.round(np.sqrt(area / ratio))
-    fits = (width >= 1) & (width <= columns[:, None]) & (height >= 1) & (height <= rows[:, None])
-    first = fits.argmax(-1, keepdims=True)
-    width, height = (np.take_along_axis(side, first, -1)[..., 0] for side in (width, height))
-    top = np.floor(u[..., -2] * (rows - height + 1))
-    left = np.floor(u[..., -1] * (columns - width + 1))
-    drawn = np.stack([top, left, height, width], -1)
-
-    widest = np.where(columns > rows * spec.ratio[1], np.round(rows * spec.ratio[1]), columns)
-    tallest = np.where(columns < rows * spec.ratio[0], np.round(columns / spec.ratio[0]), rows)
-    widest, tallest = np.maximum(widest, 1), np.maximum(tallest, 1)      # torchvision fails on a thin image here
-    centred = np.stack([(rows - tallest) // 2, (columns - widest) // 2, tallest, widest], -1)      # [B, 4]
-    return np.where(fits.any(-1, keepdims=True), drawn, centred)
-
-
-def cut(image: Tensor, row: np.ndarray, spec: ViewSpec) -> Tensor:
-    """One crop [3, size, size] of one uint8 image [3, H, W], as a worker cuts it: torch's native antialiased resize."""
-    top, left, height, width, flipped = row[:5].astype(int)
-    crop = image.expand(3, -1, -1)[None, :, top:top + height, left:left + width]
-    crop = crop.contiguous(memory_format=torch.channels_last)                         # the native kernel's layout
-    crop = F.interpolate(crop, (spec.size, spec.size), mode=spec.interpolation, antialias=True)[0]
-    return crop.flip(-1) if flipped else crop
-
-
-def colour(crops: Tensor, table: np.ndarray, spec: ViewSpec) -> Tensor:
-    """Jitter, gray, blur and solarise `crops` [V, B, 3, S, S] in place; only rows that change are read."""
-    crops = crops.flatten(0, 1)
-    rows = torch.from_numpy(table).flatten(0, 1)                                      # [V * B, COLUMNS], on the host
-    jittered, gray, blurred, solarized = (torch.nonzero(rows[:, column])[:, 0] for column in (
-        Column.JITTERED, Column.GRAY, Column.SIGMA, Column.SOLARIZED))
-    if len(jittered):
-        drawn = rows[jittered]
-        photometric.change_rows(crops, jittered, lambda x: photometric.jitter(
-            x, drawn[:, Column.BRIGHTNESS:Column.HUE + 1], drawn[:, Column.ORDER:Column.ORDER + 4]))
-    if len(gray):
-        photometric.change_rows(crops, gray, lambda x: photometric.grayscale(x).expand_as(x))
-    if len(blurred):
-        sigma = rows[blurred, Column.SIGMA]
-        photometric.change_rows(crops, blurred, lambda x: photometric.gaussian_blur(x, sigma, spec.blur_kernel))
-    if len(solarized):
-        photometric.change_rows(crops, solarized, lambda x: photometric.solarize(x, spec.threshold))
-    return crops.unflatten(0, table.shape[:2])
-
-
 class Augmentation:
     """Draws `count` views of every image of a batch, on the device where the batch is.
 
     Args:
-        views: the distributions to draw from, in the order in which the method sees them.
+        views: the distributions to draw from, in the order in which the method sees them; or a paper's by its name,
+            which --print_config spells out.
+        backend: "batched" is ours; "torchvision" draws each view by itself in the loader's workers with torchvision's
+            transforms, many times slower, to compare with.
+        compile: fuse the pipeline with torch.compile, which takes half a minute for each row at the first batch; for
+            GPUs, where it saves most of the time.
+        dtype: of the views; they are computed in float32 in any case.
+        channels_last: the memory format of the views, which GPUs prefer for convolutions in half precision.
     """
 
-    def __init__(self, views: Sequence[ViewSpec]):
+    def __init__(self, views: Sequence[ViewSpec] | Preset, backend: Literal["batched", "torchvision"] = "batched",
+                 compile: bool = False, dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+                 channels_last: bool = False):
+        if isinstance(views, str):
+            if views not in PRESETS:
+                raise ValueError(f"there are no views named {views}; there are {', '.join(PRESETS)}")
+            views = PRESETS[views]
         if not views:
             raise ValueError("an augmentation needs at least one row of views")
         self.views = tuple(views)
+        self.backend, self.compile, self.channels_last = backend, compile, channels_last
+        self.dtype: torch.dtype = getattr(torch, dtype)
 
     @property
     def count(self) -> int:
         """How many views of each image come out."""
         return sum(spec.count for spec in self.views)
 
+    @property
+    def roles(self) -> list[str]:
+        """The role of each view, in the order in which they come out."""
+        return [spec.role for spec in self.views for _ in range(spec.count)]
+
+    def two_views(self, method: str) -> None:
+        """Refuse another number of views than the two that a method of this name learns from."""
+        if self.count != 2:
+            raise ValueError(f"{method} learns from 2 views of each image, and this recipe draws {self.count}: make "
+                             "the counts of its view rows add up to 2")
+
+    def global_views(self, method: str) -> list[int]:
+        """The views of the role global; both, where there are two without roles."""
+        found = [view for view, role in enumerate(self.roles) if role == "global"]
+        if self.count == 2 and not any(self.roles):
+            found = [0, 1]
+        if self.count < 2 or not found:
+            raise ValueError(f"{method} learns from 2 views of each image, and this recipe draws {self.count}: make "
+                             "the counts of its view rows add up to 2, or give the large ones role: global, which then "
+                             "learn with every other view")
+        return found
+
+    def pairs(self, method: str) -> list[tuple[int, int]]:
+        """Which views a contrastive method compares: each global one with every other, each pair once."""
+        found = self.global_views(method)
+        return [(a, b) for a in found for b in range(self.count) if b > a or b not in found]
+
     def draw(self, sizes: np.ndarray, key: Key) -> list[np.ndarray]:
         """The tables of a batch of images of `sizes` [B, 2], one for each row of views."""
         generator = np.random.default_rng(list(key))
-        return [draw(spec, sizes, generator) for spec in self.views]
+        tables: list[np.ndarray] = []
+        for spec in self.views:
+            tables.append(draw(spec, sizes, generator, tables[0][0, :, :4] if tables else None))
+        return tables
 
     def cut(self, images: Sequence[Tensor], key: Key) -> Crops:
         """Crops of uint8 images [3, H, W] of any sizes: a worker's part of the work."""
@@ -235,23 +122,51 @@ class Augmentation:
         for image in images:
             check_images(image[None])
         sizes = np.array([image.shape[-2:] for image in images])
+        if self.backend == "torchvision":
+            return Crops(*torchvision_views.draw(self.views, images, key), sizes)
         tables = self.draw(sizes, key)
+        images = [image.expand(3, -1, -1) for image in images]
         pixels = [torch.stack([torch.stack([cut(image, row, spec) for image, row in zip(images, rows, strict=True)])
                                for rows in table]) for spec, table in zip(self.views, tables, strict=True)]
         return Crops(pixels, tables, sizes)
 
     @torch.no_grad()
-    def __call__(self, batch: Tensor | Crops, key: Key) -> list[View]:
-        """Views of `batch`: images [B, 3, H, W] (uint8, or float in [0, 1]), or what `cut` made of them."""
-        if isinstance(batch, Crops):
-            return [view for pixels, table, spec in zip(batch.pixels, batch.tables, self.views, strict=True)
-                    for view in finish(pixels / 255, table, batch.sizes, spec)]
-        check_images(batch)
-        images = batch.expand(-1, 3, -1, -1)
-        sizes = np.array([images.shape[-2:]] * len(images))
-        with torch.autocast(images.device.type, enabled=False):   # bfloat16 has half as many levels as a pixel
-            return [view for table, spec in zip(self.draw(sizes, key), self.views, strict=True)
-                    for view in finish(crop(images, table, spec), table, sizes, spec)]
+    def __call__(self, batch: Tensor | Canvases | Crops, key: Key) -> list[View]:
+        """Views of images [B, 3, H, W] (uint8, or float in [0, 1]), of canvases, or of what `cut` made of them."""
+        if isinstance(batch, Tensor):
+            check_images(batch)
+            batch = Canvases(batch.expand(-1, 3, -1, -1), np.array([batch.shape[-2:]] * len(batch)))
+        elif isinstance(batch, Canvases):
+            check_canvases(batch)
+        if self.backend == "torchvision" and isinstance(batch, Canvases):
+            images = [image[:, :height, :width].cpu() for image, (height, width) in zip(*batch, strict=True)]
+            crops = self.cut(images, key)
+            batch = crops._replace(pixels=[pixels.to(batch.pixels.device) for pixels in crops.pixels])
+        tables = batch.tables if isinstance(batch, Crops) else self.draw(batch.sizes, key)
+        sources = batch.pixels if isinstance(batch, Crops) else [batch.pixels] * len(tables)
+        with torch.autocast(sources[0].device.type, enabled=False):   # bfloat16 has half as many levels as a pixel
+            return [view for source, table, spec in zip(sources, tables, self.views, strict=True)
+                    for view in self.render(source, table, batch.sizes, spec)]
+
+    def render(self, source: Tensor, table: np.ndarray, sizes: np.ndarray, spec: ViewSpec) -> list[View]:
+        """One row's views of `source`: images [B, 3, H, W], or crops [V, B, 3, size, size]."""
+        where = np.concatenate([table[..., :Column.VERTICALLY + 1], boxes(table, sizes)], -1)       # [V, B, 10]
+        if source.device.type == "cpu" and not self.compile:
+            numbers = torch.from_numpy(where)
+            images = self.finish(sparse(source, table, spec))
+        else:
+            every = np.concatenate([where, table[..., Column.GRAY:], jitter_steps(table)], -1)       # one copy for all
+            numbers = torch.from_numpy(every)
+            if source.device.type == "cuda":
+                numbers = numbers.pin_memory().to(source.device, non_blocking=True)
+            images = (compiled() if self.compile else dense)(source, numbers, spec, self.finish)
+        images = images.unflatten(0, table.shape[:2])
+        return [View(*view, spec.role)
+                for view in zip(images, numbers[..., 6:10], numbers[..., 4:6] > 0, strict=True)]
+
+    def finish(self, images: Tensor) -> Tensor:
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return images.to(self.dtype, memory_format=layout)
 
 
 def check_images(images: Tensor) -> None:
@@ -261,23 +176,103 @@ def check_images(images: Tensor) -> None:
     if images.dtype == torch.uint8:
         return
     lowest, highest = images.amin().item(), images.amax().item()   # waits for a GPU; but loaders send uint8
-    if images.dtype != torch.float32 or lowest < 0 or highest > 1:
+    if images.dtype != torch.float32 or not (lowest >= 0 and highest <= 1):
         raise ValueError(f"views are drawn from uint8 images or float32 ones in [0, 1], not from {images.dtype} from "
                          f"{lowest:.4g} to {highest:.4g}; divide by the largest value that a pixel can have")
 
 
-def crop(images: Tensor, table: np.ndarray, spec: ViewSpec) -> Tensor:
-    """Crops [V, B, 3, size, size] in [0, 1] of images of one size, on their device."""
-    places = torch.from_numpy(table[..., :Column.FLIPPED + 1]).to(images.device, non_blocking=True)
-    top, left, height, width, flipped = places.unbind(-1)                             # [V, B] each
-    return geometry.crop_and_resize(images, top, left, height, width, flipped, spec.size, spec.interpolation)
+def check_canvases(canvases: Canvases) -> None:
+    check_images(canvases.pixels)
+    room = np.array(canvases.pixels.shape[-2:])
+    if canvases.sizes.shape != (len(canvases.pixels), 2) or (canvases.sizes < 1).any():
+        raise ValueError(f"{len(canvases.pixels)} canvases need the height and width of each image, at least 1 pixel, "
+                         f"not sizes of shape {list(canvases.sizes.shape)} from {canvases.sizes.min(initial=0)}")
+    if (too_large := (canvases.sizes > room).any(1)).any():
+        raise ValueError(f"an image of {canvases.sizes[too_large][0].tolist()} pixels does not fit its canvas of "
+                         f"{room.tolist()}; sizes are height, width")
 
 
-def finish(crops: Tensor, table: np.ndarray, sizes: np.ndarray, spec: ViewSpec) -> list[View]:
-    """The views of float `crops` [V, B, 3, size, size]: coloured, and each with its place in the source."""
-    rows, columns = sizes[:, 0], sizes[:, 1]
-    top, left, height, width = np.moveaxis(table[..., :4], -1, 0)
-    boxes = np.stack([left / columns, top / rows, (left + width) / columns, (top + height) / rows], -1)
-    boxes_there = torch.from_numpy(boxes.astype(np.float32)).to(crops.device, non_blocking=True)
-    flipped = torch.from_numpy(table[..., Column.FLIPPED] > 0).to(crops.device, non_blocking=True)
-    return [View(*view) for view in zip(colour(crops, table, spec), boxes_there, flipped, strict=True)]
+# The way of a CPU: a few views at a time, which stay in its cache, and each operation on those that it changes
+
+def cut(image: Tensor, row: np.ndarray, spec: ViewSpec) -> Tensor:
+    """One crop [3, size, size] of one uint8 image [3, H, W]: torch's native antialiased resize."""
+    top, left, height, width, flipped, vertically = row[:6].astype(int)
+    crop = image[None, :, top:top + height, left:left + width]
+    crop = crop.contiguous(memory_format=torch.channels_last)                         # the native kernel's layout
+    crop = F.interpolate(crop, (spec.size, spec.size), mode=spec.interpolation, antialias=True)[0]
+    return crop.flip([-1] * flipped + [-2] * vertically) if flipped or vertically else crop
+
+
+def sparse(source: Tensor, table: np.ndarray, spec: ViewSpec) -> Tensor:
+    """A row's views [V * B, 3, size, size] of `source`: images [B, 3, H, W], or crops [V, B, 3, size, size]."""
+    views, rows = crop(source, table, spec).flatten(0, 1), table.reshape(-1, COLUMNS)
+    numbers, orders = torch.from_numpy(rows), jitter_orders(rows)
+
+    def change(places: np.ndarray, operation: Callable[[Tensor, Tensor], Tensor]) -> None:
+        for index in torch.from_numpy(places).split(max(1, PIECE // views[0].nbytes)):
+            if len(index) == 1:
+                one = views[index[0]:index[0] + 1]
+                one.copy_(operation(one, numbers[index]))
+            else:
+                views.index_copy_(0, index, operation(views.index_select(0, index), numbers[index]))
+
+    for code in np.unique(orders[orders >= 0]):
+        alike = np.flatnonzero(orders == code)
+        order = rows[alike[0], Column.ORDER:Column.ORDER + 4].astype(int)
+        change(alike, functools.partial(jitter_in, order))
+    change(np.flatnonzero(rows[:, Column.GRAY]), lambda x, _: photometric.grayscale(x).expand_as(x))
+    change(np.flatnonzero(rows[:, Column.SIGMA]),
+           lambda x, row: photometric.gaussian_blur(x, row[:, Column.SIGMA], spec.blur_kernel))
+    change(np.flatnonzero(rows[:, Column.SOLARIZED]), lambda x, _: photometric.solarize(x, spec.threshold))
+    return views
+
+
+def crop(source: Tensor, table: np.ndarray, spec: ViewSpec) -> Tensor:
+    """Float crops [V, B, 3, size, size] of `source`, if it is not crops already; of large bytes to one level."""
+    if source.ndim == 5:
+        return source / 255
+    crops = torch.empty(*table.shape[:2], 3, spec.size, spec.size)
+    if source.dtype == torch.uint8 and spec.size > BY_PRODUCTS:
+        for view, rows in zip(crops, table, strict=True):
+            for place, image, row in zip(view, source, rows, strict=True):
+                place.copy_(cut(image, row, spec)).mul_(1 / 255)
+        return crops
+    where = torch.from_numpy(table[..., :Column.VERTICALLY + 1])
+    step = max(1, 4 * PIECE // crops[:, 0].nbytes)   # two large steps, not many small ones
+    for start in range(0, len(source), step):
+        piece = slice(start, start + step)
+        crops[:, piece] = geometry.crop_and_resize(source[piece], where[:, piece], spec.size, spec.interpolation)
+    return crops
+
+
+def jitter_in(order: np.ndarray, images: Tensor, numbers: Tensor) -> Tensor:
+    return photometric.jitter_(images, numbers[:, Column.BRIGHTNESS:Column.HUE + 1], order)
+
+
+# The way of a GPU: every image takes every step, without a branch, and nothing waits
+
+def dense(source: Tensor, numbers: Tensor, spec: ViewSpec, finish: Callable[[Tensor], Tensor]) -> Tensor:
+    """A row's views [V * B, 3, size, size], from what `Augmentation.render` says of each."""
+    if source.ndim == 5:
+        crops = source / 255
+    else:   # half precision for a GPU's tensor cores: bytes are exact in it
+        half = source.is_cuda and source.dtype == torch.uint8
+        crops = geometry.crop_and_resize(source, numbers[..., :6], spec.size, spec.interpolation,
+                                         torch.float16 if half else torch.float32)
+    images, numbers = crops.flatten(0, 1), numbers.flatten(0, 1)
+    gray, sigma, solarized, steps = numbers[:, 10], numbers[:, 11], numbers[:, 12], numbers[:, 13:]
+    if spec.jitter:
+        images = photometric.jitter_all(images, steps)
+    if spec.gray:
+        images = torch.where(photometric.per_image(gray) > 0, photometric.grayscale(images), images)
+    if spec.blur:
+        images = photometric.gaussian_blur(images, sigma, spec.blur_kernel,
+                                           torch.float16 if images.is_cuda else torch.float32)
+    if spec.solarize:
+        images = torch.where(photometric.per_image(solarized) > 0, photometric.solarize(images, spec.threshold), images)
+    return finish(images)
+
+
+@functools.cache
+def compiled() -> Any:
+    return torch.compile(dense, fullgraph=True)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from PIL import Image
 
 from ssl_zoo import load_encoder
 from ssl_zoo.cli import parse_error, run
+from ssl_zoo.pictures import GAP
+from ssl_zoo.preview import LINE, MATCHED, SIDE
+from ssl_zoo.specs import PRESETS
 from tests.conftest import same
 
 ROOT = Path(__file__).parents[1]
@@ -183,6 +187,51 @@ def test_bad_input_gets_one_sentence(recipe, option, value, said):
 def test_a_bad_row_of_views_gets_one_sentence(recipe, row, said):
     recipe["model"]["init_args"]["augment"]["views"] = [row]
     assert said in refusal(recipe)
+
+
+def test_named_views_are_spelt_out_in_the_printed_and_in_the_saved_configuration(recipe, capsys):
+    recipe["model"]["init_args"]["augment"]["views"] = "byol_32"
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(SystemExit):
+        run(["fit", "--config", "recipe.yaml", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    rows = printed["model"]["init_args"]["augment"]["init_args"]["views"]
+    assert [(row["size"], row["blur"], row["solarize"]) for row in rows] == [(32, 0.0, 0.0), (32, 0.0, 0.2)]
+    assert rows == [yaml.safe_load(json.dumps(asdict(row))) for row in PRESETS["byol_32"]]
+    saved = yaml.safe_load((fit(recipe) / "config.yaml").read_text())
+    assert saved["model"]["init_args"]["augment"] == printed["model"]["init_args"]["augment"]
+
+
+def test_views_of_an_unknown_name_get_the_names_that_there_are(recipe):
+    assert re.search("views: expected one of 'simclr', 'simclr_32', .*'pixpro_32'$",
+                     refusal(recipe, "--model.augment.views", "simclr_33"))
+
+
+def test_preview_draws_sources_views_and_matches_of_a_recipe(recipe, capsys):
+    recipe["model"]["init_args"]["augment"]["views"] = "byol_32"
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run(["preview", "--config", "recipe.yaml", "--images", "2", "--output", "pictures/look.png"])
+    assert capsys.readouterr().out.split() == ["pictures/look.png", "pictures/look_matches.png"]
+    with Image.open("pictures/look.png") as sheet, Image.open("pictures/look_matches.png") as matches:
+        assert sheet.size == view_sheet_size(images=2, views=2)
+        assert matches.width > 2 * MATCHED
+
+
+def view_sheet_size(images, views):
+    return GAP + (1 + views) * (SIDE + 2 * GAP), LINE + images * (SIDE + 2 * GAP + LINE)
+
+
+def test_preview_of_no_image_and_of_an_unreadable_folder_gets_one_sentence(recipe):
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for options, said in ((["--images", "0"], "a preview is of at least 1 image, not 0"),
+                          (["--data.path", "nowhere.npz"], "no file of images at nowhere.npz")):
+        with pytest.raises(SystemExit, match=said):
+            run(["preview", "--config", "recipe.yaml", *options])
+
+
+def test_torchvisions_backend_trains_on_images_in_memory(recipe):
+    folder = fit(recipe, "--model.augment.backend", "torchvision")
+    assert (folder / "encoder.safetensors").exists()
 
 
 def test_a_misspelt_trainer_option_gets_a_hint(recipe):

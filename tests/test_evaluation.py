@@ -18,7 +18,7 @@ from ssl_zoo.evaluation.features import FeatureCallback, Features, Pass
 from ssl_zoo.evaluation.health import feature_std, rankme, uniformity
 from ssl_zoo.evaluation.knn import PROTOCOLS, Protocol, knn_accuracy, knn_scores, nearest
 from ssl_zoo.evaluation.linear import train_head
-from ssl_zoo.pictures import INK, PAPER, TILE, WRONG, Tile, publish, sheet, shorten, to_pil, to_tensor
+from ssl_zoo.pictures import INK, PAPER, TILE, WRONG, Tile, publish, resized, sheet, shorten, to_tensor
 from tests.conftest import finish, simclr, trainer
 
 
@@ -474,7 +474,7 @@ def test_a_wrong_tile_differs_from_a_right_one_and_from_a_wrong_one_elsewhere(ca
 def test_a_small_image_is_enlarged_pixel_by_pixel():
     image = noise(3, 4, 4)
     expected = np.kron(image.permute(1, 2, 0).numpy(), np.ones((TILE // 4, TILE // 4, 1)))
-    assert np.array_equal(to_pil(image), expected)
+    assert np.array_equal(resized(image, TILE, TILE), expected)
     shown = np.asarray(sheet([[Tile(image)]]))
     places = [(y, x) for y in range(20) for x in range(20) if np.array_equal(shown[y:y + TILE, x:x + TILE], expected)]
     assert len(places) == 1
@@ -483,17 +483,17 @@ def test_a_small_image_is_enlarged_pixel_by_pixel():
 
 def test_a_large_image_is_reduced_smoothly():
     stripes = (torch.arange(8 * TILE) % 2 * 255).byte().expand(3, 8 * TILE, -1)
-    assert np.abs(np.asarray(to_pil(stripes)).astype(int)[:, 2:-2] - 127).max() <= 2
+    assert np.abs(np.asarray(resized(stripes, TILE, TILE)).astype(int)[:, 2:-2] - 127).max() <= 2
 
 
 @pytest.mark.parametrize("side", [4, 200])
 def test_bytes_and_shares_of_full_brightness_look_alike(side):
     image = noise(3, side, side)
-    assert np.array_equal(to_pil(image), to_pil(image / 255))
+    assert np.array_equal(resized(image, TILE, TILE), resized(image / 255, TILE, TILE))
 
 
 def test_what_is_darker_than_black_is_black_and_brighter_than_white_white():
-    assert to_pil(torch.tensor([-0.5, 0.5, 1.5])[:, None, None]).getpixel((7, 7)) == (0, 128, 255)
+    assert resized(torch.tensor([-0.5, 0.5, 1.5])[:, None, None], TILE, TILE).getpixel((7, 7)) == (0, 128, 255)
 
 
 @pytest.mark.parametrize("caption", ["", "cat", "a name of a class, much longer than its tile is wide"])

@@ -7,6 +7,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from ssl_zoo.data.canvases import Decoded, decode_once
 from ssl_zoo.data.images import Images
 from ssl_zoo.data.sources import Files
 
@@ -28,14 +29,36 @@ class ImageFolder(Images):
         train_images: use only so many images of the training part, the same ones in every run; all where left out.
         workers: processes on each device that decode files.
         strict: refuse unreadable images instead of skipping them.
+        cache: folder in which to keep the images decoded, in a large file (0.3 MB an image at 256 pixels) that is
+            written before the first epoch and anew when an image changes; the views are then cut on the device. Left
+            out, the workers decode every image in every epoch and cut its views.
+        cache_size: shorter side to which kept images are reduced, pixels; the longer one to at most twice that.
     """
 
+    train: Files
+    test: Files | None
+
     def __init__(self, root: str, batch_size: int = 256, held_out: float = 0.1, evaluation_size: int = 224,
-                 train_images: int | None = None, workers: int = 2, strict: bool = False):
+                 train_images: int | None = None, workers: int = 2, strict: bool = False, cache: str | None = None,
+                 cache_size: int = 256):
         super().__init__(batch_size, train_images, workers, strict)
         if not 0 < held_out < 1:
             raise ValueError(f"held_out is a share of each class between 0 and 1, not {held_out}")
+        if cache_size < 1:
+            raise ValueError(f"cache_size is at least 1 pixel, not {cache_size}")
         self.root, self.held_out, self.evaluation_size = root, held_out, evaluation_size
+        self.cache, self.cache_size = cache, cache_size
+
+    def prepare_data(self) -> None:
+        if self.cache is not None:
+            self.setup("fit")   # Lightning lets one process of a node write the cache while the others wait for it
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.cache is None or isinstance(self.train, Decoded):
+            return
+        keep = partial(decode_once, folder=self.cache, size=self.cache_size, workers=self.workers)
+        self.train, self.test = keep(self.train), None if self.test is None else keep(self.test)
 
     def load(self) -> tuple[Files, Files | None, list[str]]:
         root = Path(self.root)

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 
+from ssl_zoo import distributed
 from ssl_zoo.data.sources import Files, Loader, Resident
 from ssl_zoo.distributed import world_size
 
@@ -16,7 +18,7 @@ EVALUATION_BATCH = 256   # images; without gradient they fit wherever a training
 class Images(pl.LightningDataModule):
     """Training batches without augmentation, and plain evaluation batches of both parts.
 
-    A subclass writes `load`; its batches are (uint8 images or crops, labels, index).
+    A subclass writes `load`; its batches are (uint8 images, canvases or crops, labels, index).
 
     Args:
         batch_size: images in a training batch, on each process.
@@ -58,9 +60,16 @@ class Images(pl.LightningDataModule):
             raise ValueError(f"a batch of {self.batch_size} on each of {world_size()} processes is larger than the "
                              f"data set of {len(self.train)} images: lower --data.batch_size")
         trainer: Any = self.trainer
+        augment = getattr(trainer.lightning_module, "augment", None)   # other modules than ours may train on them too
+        sizes = distributed.gather(torch.tensor([self.batch_size], device=trainer.strategy.root_device)).tolist()
+        if len(set(sizes)) > 1:
+            raise ValueError(f"every process needs batches of one size, and these have {sizes}: give each the same "
+                             "--data.batch_size")
         source = self.train = self.train.to(trainer.strategy.root_device)
+        if augment is not None and augment.backend == "torchvision" and isinstance(source, Resident):
+            source = source.as_files()
         if isinstance(source, Files):
-            source.augment = trainer.lightning_module.augment
+            source.augment = augment
         return Loader(source, self.batch_size, self.workers, training=True, strict=self.strict)
 
     def val_dataloader(self) -> list[Loader]:

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ssl_zoo import distributed
-from ssl_zoo.views import Augmentation, Crops, Key
+from ssl_zoo.views import Augmentation, Canvases, Crops, Key
 
-Loaded = tuple[Tensor | Crops, Tensor, Tensor]   # images or crops, labels [B], index [B]
+Loaded = tuple[Tensor | Canvases | Crops, Tensor, Tensor]   # images, canvases or crops; labels [B], index [B]
 
 
 class Order(NamedTuple):
@@ -51,6 +51,14 @@ class Resident:
         index = torch.from_numpy(order.places).to(self.images.device, non_blocking=True)
         return self.images[index], self.labels[index], index
 
+    def read(self, i: int) -> Tensor:
+        """One image, uint8 [3, H, W]."""
+        return self.images[i].cpu()
+
+    def as_files(self) -> "Files":
+        """The same images one by one, for workers that draw their views."""
+        return Files(self.read, [f"image {i}" for i in range(len(self))], self.labels.cpu(), self.images.shape[-1])
+
 
 class Files:
     """Images of any sizes, decoded where they are asked for.
@@ -69,11 +77,11 @@ class Files:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def subset(self, index: np.ndarray) -> "Files":
-        return Files(partial(read_at, self.read, index), [self.names[i] for i in index],
-                     self.labels[torch.from_numpy(index)], self.size)
+    def subset(self, index: np.ndarray) -> Self:
+        return type(self)(partial(read_at, self.read, index), [self.names[i] for i in index],
+                          self.labels[torch.from_numpy(index)], self.size)
 
-    def to(self, device: torch.device) -> "Files":
+    def to(self, device: torch.device) -> Self:
         return self
 
     def __getitem__(self, order: Order) -> Loaded:
@@ -92,12 +100,16 @@ class Files:
                 if order.key is not None:   # none can be read: do not try them all again for each
                     break
         found = torch.tensor(index, dtype=torch.long)
-        if order.key is None or self.augment is None or not images:
-            plain = [centre(image, self.size) for image in images]
-            pixels: Tensor | Crops = torch.stack(plain) if plain else torch.empty(0, 3, self.size, self.size).byte()
-        else:
-            pixels = self.augment.cut(images, order.key)
-        return pixels, self.labels[found], found
+        batch = self.plain(images) if order.key is None or not images else self.for_training(images, order.key)
+        return batch, self.labels[found], found
+
+    def plain(self, images: Sequence[Tensor]) -> Tensor:
+        middles = [centre(image, self.size) for image in images]
+        return torch.stack(middles) if middles else torch.empty(0, 3, self.size, self.size).byte()
+
+    def for_training(self, images: Sequence[Tensor], key: Key) -> Tensor | Canvases | Crops:
+        """What a training batch brings of its images."""
+        return self.plain(images) if self.augment is None else self.augment.cut(images, key)
 
 
 def centre(image: Tensor, size: int) -> Tensor:
@@ -176,13 +188,8 @@ class Loader:
         return images[0]
 
     def load(self, plan: list[Order]) -> Iterator[Loaded]:
-        if not self.workers or isinstance(self.source, Resident):
-            return (self.source[order] for order in plan)
-        loader: Any = DataLoader(
-            self.source, batch_size=None, sampler=plan, num_workers=self.workers,   # type: ignore[arg-type]
-            generator=torch.Generator(),             # its own, to leave torch's alone
-            collate_fn=as_it_is, pin_memory=torch.cuda.is_available())
-        return iter(loader)
+        workers = 0 if isinstance(self.source, Resident) else self.workers
+        return load_ahead(self.source, plan, workers, pin_memory=torch.cuda.is_available())
 
     def report(self, order: Order, found: Tensor) -> None:
         """Name each unreadable image once."""
@@ -198,6 +205,15 @@ class Loader:
                                  "false to skip such files")
             warnings.warn(f"{self.source.names[i]} cannot be read as an image and is skipped "
                           f"({len(self.unreadable)} so far; set strict to true to refuse)", stacklevel=2)
+
+
+def load_ahead(source: Any, plan: Sequence[Any], workers: int, pin_memory: bool = False) -> Iterator[Any]:
+    """`source[item]` for each item of the plan, in its order, by processes that load ahead; 0 loads in this one."""
+    if not workers:
+        return (source[item] for item in plan)
+    return iter(DataLoader(source, batch_size=None, sampler=plan, num_workers=workers, collate_fn=as_it_is,
+                           generator=torch.Generator(),   # its own, to leave torch's alone
+                           pin_memory=pin_memory))
 
 
 def read_at(read: Callable[[int], Tensor], places: np.ndarray, i: int) -> Tensor:

@@ -1,0 +1,192 @@
+"""How fast views are drawn, as ratios of images per second: one process, one thread, interleaved, medians.
+
+On the CPU against lightly's transform on PIL images; where there is a GPU also there, against Kornia as it is, with the
+kernels launched, the waits for the device and the share of a ResNet-50 step. Images are random bytes: no time depends
+on what they show.
+
+    python benchmarks/views.py          about 8 minutes on the CPU, half of it compiling; 5 minutes more with a GPU
+    python benchmarks/views.py --gpu    the GPU alone
+"""
+
+import contextlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import kornia.augmentation as K
+import lightly.transforms
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from record import record
+
+from ssl_zoo.views import Augmentation, Key, ViewSpec
+
+CIFAR = {"size": 32, "count": 2, "jitter": 0.8, "strength": 0.5, "gray": 0.2}
+WORKLOADS: dict[str, tuple[Any, int, int, Callable[..., Any]]] = {   # views, batch, side of the images, lightly's
+    "SimCLR 2x32, no blur": ([ViewSpec(**CIFAR)], 256, 32, lambda: lightly.transforms.SimCLRTransform(
+        input_size=32, cj_strength=0.5, gaussian_blur=0.0)),
+    "SimCLR 2x32, blur 0.5": ([ViewSpec(**CIFAR, blur=0.5)], 256, 32, lambda: lightly.transforms.SimCLRTransform(
+        input_size=32, cj_strength=0.5, gaussian_blur=0.5)),
+    "SwAV 2x224+6x96": ("swav", 16, 256, lightly.transforms.SwaVTransform),
+}
+ROUNDS, SHORTEST = 9, 0.3   # timings of each candidate, seconds of each
+R50_BATCH = 64
+
+
+def kornia_views(augmentation: Augmentation, fixed_order: bool = False) -> Callable[[torch.Tensor], Any]:
+    """The same rows by Kornia's modules as they are; with a fixed order of the jitter it compiles without breaks."""
+    def row(spec: ViewSpec) -> torch.nn.Module:
+        b, c, s, h = (amount * spec.strength for amount in (spec.brightness, spec.contrast, spec.saturation, spec.hue))
+        order = {"order": (0, 1, 2, 3)} if fixed_order else {}
+        modules = [K.RandomResizedCrop((spec.size, spec.size), spec.scale, spec.ratio,
+                                       cropping_mode="resample" if fixed_order else "slice"),
+                   K.RandomHorizontalFlip(p=spec.flip), K.ColorJitter(b, c, s, h, p=spec.jitter, **order),
+                   K.RandomGrayscale(p=spec.gray)]
+        if spec.blur:
+            modules.append(K.RandomGaussianBlur((spec.blur_kernel, spec.blur_kernel), spec.sigma, p=spec.blur))
+        return torch.nn.Sequential(*modules)
+
+    rows = [(row(spec), spec.count) for spec in augmentation.views]
+
+    def draw(images: torch.Tensor) -> list[torch.Tensor]:
+        pixels = images / 255
+        return [module(pixels) for module, count in rows for _ in range(count)]
+    return draw
+
+
+def numbered(augmentation: Augmentation, images: torch.Tensor) -> Callable[[], Any]:
+    """A call that draws other views each time, as training does."""
+    batches = iter(range(10 ** 9))
+    return lambda: augmentation(images, Key(0, 0, next(batches), 0))
+
+
+def interleaved(candidates: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Median seconds of process time for one call of each: waiting for a busy core does not count."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for call in candidates.values():
+        call()
+    for _ in range(ROUNDS):
+        for name, call in candidates.items():
+            start, calls = time.process_time(), 0
+            while time.process_time() - start < SHORTEST:
+                call()
+                calls += 1
+            times[name].append((time.process_time() - start) / calls)
+    return {name: statistics.median(runs) for name, runs in times.items()}
+
+
+def on_cpu() -> dict[str, Any]:
+    figures = {}
+    for name, (views, batch, side, transform) in WORKLOADS.items():
+        images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (batch, 3, side, side), dtype=np.uint8))
+        few = images[:max(4, batch // 8)]                       # of the slow ones
+        pil = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in few]
+        ours, theirs = Augmentation(views), transform()
+        kornia = kornia_views(ours)
+        candidates = {
+            "lightly": lambda pil=pil, theirs=theirs: [theirs(image) for image in pil],
+            "torchvision v2 tensors": numbered(Augmentation(views, backend="torchvision"), few),
+            "kornia": lambda kornia=kornia, images=images: kornia(images),
+            "ssl_zoo": numbered(ours, images)}
+        if side == 32:
+            compiled = torch.compile(kornia_views(ours, fixed_order=True))
+            candidates["kornia, compiled, fixed order"] = lambda compiled=compiled, images=images: compiled(images)
+            candidates["ssl_zoo, compiled"] = numbered(Augmentation(views, compile=True), images)
+        seconds = interleaved(candidates)
+        each = {row: value / len(few if row in ("lightly", "torchvision v2 tensors") else images)
+                for row, value in seconds.items()}
+        figures[name] = {row: {"microseconds per image": round(1e6 * value), "ratio": round(each["lightly"] / value, 2)}
+                         for row, value in each.items()}
+    return figures
+
+
+def on_gpu() -> dict[str, Any]:
+    device, figures = torch.device("cuda"), {}
+    for name, (views, batch, side, _) in WORKLOADS.items():
+        batch = 512 if side == 32 else R50_BATCH
+        pixels = np.random.default_rng(0).integers(0, 256, (batch, 3, side, side), dtype=np.uint8)
+        here, images = torch.from_numpy(pixels), torch.from_numpy(pixels).to(device)
+        plain = Augmentation(views, dtype="bfloat16", channels_last=True)
+        compiled = Augmentation(views, compile=True, dtype="bfloat16", channels_last=True)
+        kornia = kornia_views(plain)
+        candidates = {"ssl_zoo": numbered(plain, images), "ssl_zoo, compiled": numbered(compiled, images),
+                      "kornia": lambda kornia=kornia, images=images: kornia(images)}
+        count = batch * plain.count
+        milliseconds = {row: gpu_milliseconds(call) for row, call in candidates.items()}
+        step = gpu_milliseconds(training_step(plain, batch, device))
+        key = Key(1, 2, 3, 0)
+        reference = Augmentation(views)(here, key)
+        rows = {row: {"ms per batch": round(value, 3), "microseconds per view": round(1e3 * value / count, 3),
+                      "times kornia": round(milliseconds["kornia"] / value, 1),
+                      "share of a ResNet-50 step": round(value / step, 4),
+                      "kernels": kernels(candidates[row])} for row, value in milliseconds.items()}
+        with no_waiting():
+            candidates["ssl_zoo"]()
+            candidates["ssl_zoo, compiled"]()
+        drawn = compiled(images, key)
+        figures[name] = {
+            "batch": batch, "views": count, "ResNet-50 step, ms": round(step, 2), **rows,
+            "waits for the device": 0,   # no_waiting raises at the first
+            "boxes and flips equal the CPU's": all(torch.equal(a.boxes.cpu(), b.boxes) and torch.equal(
+                a.flipped.cpu(), b.flipped) for a, b in zip(drawn, reference, strict=True)),
+            "mean difference from the CPU's views, levels": round(statistics.mean(
+                255 * (a.images.float().cpu() - b.images).abs().mean().item()
+                for a, b in zip(drawn, reference, strict=True)), 3)}
+    return figures
+
+
+def gpu_milliseconds(call: Callable[[], Any]) -> float:
+    for _ in range(5):
+        call()
+    times = []
+    for _ in range(20):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def kernels(call: Callable[[], Any]) -> int:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    return sum(event.count for event in profile.key_averages() if event.device_type == torch.profiler.DeviceType.CUDA)
+
+
+@contextlib.contextmanager
+def no_waiting() -> Iterator[None]:
+    """Raises where the host waits for the device."""
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def training_step(augmentation: Augmentation, batch: int, device: torch.device) -> Callable[[], None]:
+    """Forward and backward of a ResNet-50 in bfloat16 over as many views of these sizes."""
+    network = torchvision.models.resnet50().to(device, memory_format=torch.channels_last)
+    views = [torch.randn(batch * spec.count, 3, spec.size, spec.size, device=device).to(
+        memory_format=torch.channels_last) for spec in augmentation.views]
+
+    def step() -> None:
+        network.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = sum(network(images).float().square().mean() for images in views)
+        loss.backward()
+    return step
+
+
+torch.set_num_threads(1)
+if "--gpu" not in sys.argv:
+    record("views", on_cpu())
+if torch.cuda.is_available():
+    record("views_gpu", on_gpu())
+elif "--gpu" in sys.argv:
+    sys.exit("no GPU here: benchmarks/views.py --gpu needs one")

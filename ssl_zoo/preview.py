@@ -1,0 +1,75 @@
+"""A picture of what a recipe's views are: where each comes from, what came out, and which cells of two views match."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ssl_zoo import geometry
+from ssl_zoo.pictures import GAP, INK, PAPER, resized
+from ssl_zoo.views import View
+
+SIDE = 160          # pixels of a view, and of a source's longer side
+MATCHED = 320       # pixels of a view in the picture of matches
+CELLS, NEAR = 7, 0.7   # PixPro's map and threshold
+LINE = 24           # pixels for a line of text
+# Okabe and Ito's palette, which the colour-blind tell apart
+COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (0, 114, 178), (213, 94, 0), (240, 228, 66),
+           (90, 90, 90))
+
+
+def view_sheet(images: Sequence[Tensor], views: Sequence[View]) -> Image.Image:
+    """For each image [3, H, W] a row: the source with the boxes of its views, then the views, framed in colour."""
+    font = ImageFont.load_default(13)
+    step = SIDE + 2 * GAP
+    picture = Image.new("RGB", (GAP + (1 + len(views)) * step, LINE + len(images) * (step + LINE)), PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((GAP, 2), "sources with the boxes of their views; < > left and right changed, ^ v top and bottom changed",
+              INK, font)
+    for i, image in enumerate(images):
+        top = LINE + i * (step + LINE)
+        height, width = image.shape[-2:]
+        scale = SIDE / max(height, width)
+        across, down = max(1, round(width * scale)), max(1, round(height * scale))
+        picture.paste(resized(image, across, down), (GAP, top))
+        for v, view in enumerate(views):
+            colour = COLOURS[v % len(COLOURS)]
+            left, upper, right, lower = (view.boxes[i] * torch.tensor([across, down, across, down])).tolist()
+            draw.rectangle((GAP + left, top + upper, GAP + right - 1, top + lower - 1), outline=colour, width=2)
+            draw.text((GAP + left + 4, top + upper + 2), str(v + 1), colour, font, stroke_width=1, stroke_fill=INK)
+            x = GAP + (1 + v) * step
+            picture.paste(resized(view.images[i], SIDE, SIDE), (x, top))
+            draw.rectangle((x - 3, top - 3, x + SIDE + 2, top + SIDE + 2), outline=colour, width=3)
+            turned = " <>" * bool(view.flipped[i, 0]) + " ^v" * bool(view.flipped[i, 1])
+            size = f"{view.images.shape[-1]} px"
+            draw.text((x, top + SIDE + 4), f"{v + 1} {view.role} {size}{turned}".replace("  ", " "), INK, font)
+    return picture
+
+
+def match_sheet(first: View, second: View) -> Image.Image:
+    """For each image two of its views, and a line from each cell of the first to the cell of the second that shows the
+    same place: the nearest of those that PixPro, arXiv:2011.10043, counts as matching.
+    """
+    distances = geometry.cell_distances(first.boxes, first.flipped, second.boxes, second.flipped, CELLS, CELLS).cpu()
+    drop = MATCHED // 4                # lower on the right, so that the lines of a row of cells do not cover each other
+    row, apart = MATCHED + drop + LINE + GAP, MATCHED // 2
+    picture = Image.new("RGB", (2 * GAP + 2 * MATCHED + apart, len(distances) * row), PAPER)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    for i, distance in enumerate(distances):
+        near, partner = distance.min(1)
+        matching = torch.nonzero(near < NEAR)[:, 0].tolist()
+        top, right = i * row + LINE, GAP + MATCHED + apart
+        draw.text((GAP, top - LINE + 2), f"{len(matching)} of {CELLS ** 2} cells of the first view have a match in the "
+                                         "second", INK, font)
+        corners = (GAP, top), (right, top + drop)
+        for view, corner in zip((first, second), corners, strict=True):
+            picture.paste(resized(view.images[i], MATCHED, MATCHED), corner)
+        for cell in matching:
+            colour = COLOURS[cell // CELLS]
+            ends = [(left + (c % CELLS + 0.5) * MATCHED / CELLS, upper + (c // CELLS + 0.5) * MATCHED / CELLS)
+                    for (left, upper), c in zip(corners, (cell, int(partner[cell])), strict=True)]
+            draw.line(ends, colour, 1)
+            for across, down in ends:
+                draw.ellipse((across - 4, down - 4, across + 4, down + 4), colour, INK)
+    return picture

@@ -1,0 +1,124 @@
+"""How views are drawn: one row of a recipe is a `ViewSpec`, and the papers' rows have names."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ssl_zoo import geometry
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """A distribution over views of one image; the operations run in the order in which they stand here.
+
+    Args:
+        size: side of the view, pixels.
+        count: how many views to draw from this distribution.
+        role: what a method may call these views, such as global and local in multi-crop.
+        clean: the largest square in the middle of the image, resized, and nothing else: what evaluation sees.
+        scale: range of the crop's share of the image's area.
+        ratio: range of the crop's width over its height, drawn evenly in the logarithm.
+        overlap: least share of the crop that lies in the image's first view; drawn anew up to ten times, then the first
+            view's crop itself. The condition of SlotCon, arXiv:2205.15288.
+        interpolation: of the resize, always with antialias.
+        flip: probability of changing left and right.
+        vertical_flip: probability of changing top and bottom.
+        jitter: probability of changing brightness, contrast, saturation and hue, in an order drawn for each view.
+        strength: multiplies the four ranges below; the s of SimCLR, arXiv:2002.05709, app. A.
+        brightness: factor between 1 - this * strength (not below 0) and 1 + this * strength.
+        contrast: as brightness.
+        saturation: as brightness.
+        hue: shift of up to this * strength turns either way; at most half a turn.
+        gray: probability of dropping the colour.
+        blur: probability of a Gaussian blur.
+        sigma: range of the blur's standard deviation, pixels.
+        kernel: width of the blur, odd, pixels. Left out, a tenth of the side as SimCLR has it, but at most three sigma
+            either way, beyond which it adds nothing.
+        solarize: probability of inverting all pixels from `threshold` on.
+        threshold: share of full brightness.
+    """
+
+    size: int
+    count: int = 1
+    role: str = ""
+    clean: bool = False
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    overlap: float = 0.0
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    flip: float = 0.5
+    vertical_flip: float = 0.0
+    jitter: float = 0.0
+    strength: float = 1.0
+    brightness: float = 0.8
+    contrast: float = 0.8
+    saturation: float = 0.8
+    hue: float = 0.2
+    gray: float = 0.0
+    blur: float = 0.0
+    sigma: tuple[float, float] = (0.1, 2.0)
+    kernel: int | None = None
+    solarize: float = 0.0
+    threshold: float = 128 / 255
+
+    def __post_init__(self) -> None:
+        def check(holds: bool, name: str, rule: str) -> None:
+            if not holds:
+                raise ValueError(f"a view's {name} must be {rule}, not {getattr(self, name)}")
+
+        for name in ("size", "count"):
+            check(isinstance(getattr(self, name), int), name, "a whole number")
+            check(getattr(self, name) >= 1, name, "at least 1")
+        check(self.interpolation in geometry.KERNELS, "interpolation", f"one of {', '.join(geometry.KERNELS)}")
+        for name in ("overlap", "flip", "vertical_flip", "jitter", "gray", "blur", "solarize", "threshold"):
+            check(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
+        for name in ("strength", "brightness", "contrast", "saturation", "hue"):
+            check(getattr(self, name) >= 0, name, "at least 0")
+        check(self.hue * self.strength <= 0.5, "hue", f"at most half a turn with strength {self.strength}")
+        check(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "two rising shares of the image's area in (0, 1]")
+        check(0 < self.ratio[0] <= self.ratio[1], "ratio", "two rising numbers above 0")
+        check(0 < self.sigma[0] <= self.sigma[1], "sigma", "two rising numbers of pixels above 0")
+        check(self.kernel is None or (self.kernel % 2 == 1 and 0 <= self.kernel // 2 < self.size), "kernel",
+              "an odd number of pixels that the view can hold")
+        for name in ("overlap", "vertical_flip", "jitter", "gray", "blur", "solarize") if self.clean else ():
+            check(getattr(self, name) == 0, name, "0 where it is clean")
+
+    @property
+    def blur_kernel(self) -> int:
+        """Pixels. Beyond three standard deviations a kernel adds nothing (0.002 of 255 on average, measured)."""
+        return self.kernel or min(self.size // 10 | 1, 2 * math.ceil(3 * self.sigma[1]) + 1)
+
+
+Preset = Literal["simclr", "simclr_32", "moco_v2", "moco_v2_32", "swav", "swav_32", "byol", "byol_32", "pixpro",
+                 "pixpro_32"]
+
+SIMCLR = ViewSpec(224, count=2, interpolation="bicubic", jitter=0.8, gray=0.2, blur=0.5)   # arXiv:2002.05709, app. A
+# 32 pixels: half the strength and no blur, as app. B.9 has it
+SIMCLR_32 = replace(SIMCLR, size=32, interpolation="bilinear", strength=0.5, blur=0.0)
+# arXiv:2003.04297; the authors' code has hue 0.1
+MOCO_V2 = ViewSpec(224, count=2, scale=(0.2, 1.0), jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1,
+                   gray=0.2, blur=0.5)
+# arXiv:2006.09882, app. A, with the numbers of the authors' code
+SWAV = ViewSpec(224, count=2, role="global", scale=(0.14, 1.0), jitter=0.8, gray=0.2, blur=0.5)
+# arXiv:2006.07733, app. B: the two views differ in blur and solarisation
+BYOL = ViewSpec(224, interpolation="bicubic", jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1,
+                gray=0.2, blur=1.0)
+BYOL_32 = replace(BYOL, size=32, interpolation="bilinear", blur=0.0)
+
+PRESETS: dict[str, tuple[ViewSpec, ...]] = {
+    "simclr": (SIMCLR,),
+    "simclr_32": (SIMCLR_32,),
+    "moco_v2": (MOCO_V2,),
+    "moco_v2_32": (replace(MOCO_V2, size=32, scale=(0.08, 1.0), blur=0.0),),      # the authors' CIFAR-10 notebook
+    "swav": (SWAV, replace(SWAV, size=96, count=6, role="local", scale=(0.05, 0.14))),
+    # two scales without blur: at 32 pixels a local crop of 96/224 of the side is 14 pixels wide, which the encoder's
+    # three halvings would leave at 2, so local views keep 16 pixels
+    "swav_32": (replace(SWAV, size=32, strength=0.5, blur=0.0),
+                replace(SWAV, size=16, count=4, role="local", scale=(0.05, 0.14), strength=0.5, blur=0.0)),
+    "byol": (BYOL, replace(BYOL, blur=0.1, solarize=0.2)),
+    "byol_32": (BYOL_32, replace(BYOL_32, solarize=0.2)),
+    # arXiv:2011.10043: BYOL's pair; bilinear, as the authors' code has it
+    "pixpro": (replace(BYOL, interpolation="bilinear"),
+               replace(BYOL, interpolation="bilinear", blur=0.1, solarize=0.2)),
+    "pixpro_32": (BYOL_32, replace(BYOL_32, solarize=0.2)),
+}
