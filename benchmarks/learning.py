@@ -33,9 +33,9 @@ def unpack(folder: Path, train: int) -> Path:
     return path
 
 
-def run(path: Path, seed: int, folder: str, extra: list[str]) -> dict:
+def run(path: Path, seed: int, folder: str, extra: list[str], recipe: Path = RECIPE) -> dict:
     start = time.perf_counter()
-    cli = Cli(["--config", str(RECIPE), "--seed_everything", str(seed), "--trainer.logger.save_dir", folder,
+    cli = Cli(["--config", str(recipe), "--seed_everything", str(seed), "--trainer.logger.save_dir", folder,
                "--data", "ArrayImages", "--data.path", str(path), "--data.train_images", "null", *extra], run=False)
     cli.trainer.fit(cli.model, cli.datamodule)
     report = next(callback for callback in cli.trainer.callbacks if isinstance(callback, Report))

@@ -2,23 +2,139 @@
 
 from itertools import pairwise
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
-def mlp(*widths: int, last_norm: bool = False) -> nn.Sequential:
+def mlp(*widths: int, norm: bool = True, bias: bool = True, last_norm: bool = False,
+        last_scale: bool = True) -> nn.Sequential:
     """Linear-BatchNorm-ReLU between every two of `widths`; the last layer is linear alone.
 
-    With `last_norm` a BatchNorm with scale and without shift follows the last layer, which then has no bias, as in
-    SimCLR's published code.
+    Args:
+        norm: False leaves the BatchNorms between out, as MoCo v2 does; a layer before one has no bias.
+        bias: whether the last layer has one, where no BatchNorm follows it.
+        last_norm: a BatchNorm with scale and without shift follows the last layer, as in SimCLR's published code.
+        last_scale: False takes the scale from it as well, as in MoCo v3's.
     """
     layers: list[nn.Module] = []
     for i, (width_in, width_out) in enumerate(pairwise(widths), start=1):
         last = i == len(widths) - 1
-        norm = not last or last_norm
-        layers.append(nn.Linear(width_in, width_out, bias=not norm))
-        if norm:
+        normed = last_norm if last else norm
+        layers.append(nn.Linear(width_in, width_out, bias=not normed and (bias or not last)))
+        if normed and last and not last_scale:
+            layers.append(nn.BatchNorm1d(width_out, affine=False))
+        elif normed:
             layers.append(norm_layer := nn.BatchNorm1d(width_out))
             norm_layer.bias.requires_grad_(not last)   # the last one scales and does not shift: its bias stays 0
         if not last:
             layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
+
+
+def pixel_mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """As `mlp`, for each cell of a feature map by itself: [B, inputs, h, w] -> [B, outputs, h, w]."""
+    return nn.Sequential(nn.Conv2d(inputs, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True),
+                         nn.Conv2d(hidden, outputs, 1))
+
+
+class MultiHead(nn.Module):
+    """Projectors of one shape side by side, each with weights of its own: [B, width] -> [B, heads, D].
+
+    Args:
+        heads: how many, at least 1.
+        widths: of each, as in `mlp`, without BatchNorm.
+    """
+
+    def __init__(self, heads: int, *widths: int):
+        super().__init__()
+        if heads < 1:
+            raise ValueError(f"a method projects with 1 or more heads, not {heads}")
+        self.heads = nn.ModuleList(mlp(*widths, norm=False) for _ in range(heads))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.stack([head(features) for head in self.heads], 1)
+
+
+class PairTemperature(nn.Module):
+    """A learned temperature for each pair: the more alike the network finds the two, the lower.
+
+    AMCL, arXiv:2310.05615: floor + (ceiling - floor) / (1 + exp(r)) with r the product of both sides' codes.
+
+    Args:
+        dim: width D of what is compared.
+        hidden: width of the network's only hidden layer.
+        floor: lowest temperature; 0.02 and more where the paper's form of the loss should stay finite.
+        ceiling: highest temperature.
+    """
+
+    def __init__(self, dim: int, hidden: int = 128, floor: float = 1e-5, ceiling: float = 2.0):
+        super().__init__()
+        if not 0 < floor < ceiling:
+            raise ValueError(f"temperatures lie between a floor above 0 and a ceiling above it, not {floor}, {ceiling}")
+        self.network = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+        self.width, self.floor, self.ceiling = dim, floor, ceiling
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Codes [..., D] of what is compared; their scalar products go to `of`."""
+        with torch.autocast(rows.device.type, enabled=False):
+            return self.network(rows.to(torch.promote_types(rows.dtype, torch.float32)))
+
+    def of(self, products: Tensor) -> Tensor:
+        return self.floor + (self.ceiling - self.floor) * torch.sigmoid(-products)
+
+
+class PixelPropagation(nn.Module):
+    """Each cell of a map becomes the sum of all cells' transforms, weighted by max(cosine, 0) ** gamma.
+
+    Eq. (2) and (3) of PixPro, arXiv:2011.10043. The paper adds the transforms as they are; the authors' code brings
+    them to unit norm first, and so does this.
+
+    Args:
+        dim: width D of a cell.
+        layers: 1x1 convolutions of the transform, 0 or 1.
+        gamma: sharpness; 0 mixes all cells alike, a large one none.
+    """
+
+    def __init__(self, dim: int, layers: int = 1, gamma: float = 2.0):
+        super().__init__()
+        if layers not in (0, 1):
+            raise ValueError(f"what PixPro propagates is transformed by 0 or 1 layers, not {layers}")
+        self.transform = nn.Conv2d(dim, dim, 1) if layers else nn.Identity()
+        self.gamma = gamma
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """[B, D, h, w] to the same, in float32 or better."""
+        with torch.autocast(maps.device.type, enabled=False):
+            maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+            unit, transformed = (F.normalize(x.flatten(2), dim=1) for x in (maps, self.transform(maps)))   # [B, D, N]
+            near = torch.bmm(unit.mT, unit).clamp_min(0) ** self.gamma                                     # [B, N, N]
+            return torch.bmm(transformed, near).view_as(maps)                                # near is symmetric
+
+
+class Prototypes(nn.Module):
+    """Directions that projections are compared with; no bias, which would let a prototype win whatever it is shown.
+
+    Args:
+        dim: width D of a projection.
+        prototypes: how many, K.
+    """
+
+    def __init__(self, dim: int, prototypes: int):
+        super().__init__()
+        if prototypes < 2:
+            raise ValueError(f"images are shared among 2 or more prototypes, not {prototypes}")
+        self.weight = nn.Parameter(F.normalize(torch.randn(prototypes, dim), dim=-1))      # [K, D]
+
+    @torch.no_grad()
+    def normalize(self) -> None:
+        """Back to unit norm; before every step."""
+        self.weight.copy_(F.normalize(self.weight, dim=-1))
+
+    def forward(self, projections: Tensor, frozen: bool = False) -> Tensor:
+        """Cosines [B, K], in float32 or better, of projections [B, D] of any scale; frozen prototypes do not learn."""
+        with torch.autocast(projections.device.type, enabled=False):
+            projections = projections.to(torch.promote_types(projections.dtype, torch.float32))
+            # not detached alone: DistributedDataParallel waits for a gradient of every parameter
+            weight = self.weight.detach() + 0 * self.weight if frozen else self.weight
+            return F.normalize(projections, dim=-1) @ weight.to(projections.dtype).T

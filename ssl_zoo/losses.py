@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,23 +11,133 @@ from torch import Tensor
 from ssl_zoo import distributed
 
 Reduction = Literal["mean", "sum", "none"]
+Contrast = Literal["info_nce", "decoupled", "weighted_decoupled"]
 
 
-def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+Result = TypeVar("Result")
+
+
+def full_precision(loss: Callable[..., Result]) -> Callable[..., Result]:
     """Run `loss` with autocast off and half-precision tensors as float32: exp(1 / 0.07) overflows float16."""
 
     def widen(x: Any) -> Any:
         return x.float() if isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16) else x
 
     @functools.wraps(loss)
-    def widened(*args: Any, **kwargs: Any) -> Tensor:
+    def widened(*args: Any, **kwargs: Any) -> Result:
         device = next(x.device for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
         with torch.autocast(device.type, enabled=False):
             return loss(*map(widen, args), **{name: widen(value) for name, value in kwargs.items()})
     return widened
 
 
+def check_temperature(temperature: float) -> float:
+    """The temperature, which a method's constructor takes from a recipe."""
+    if not temperature > 0:
+        raise ValueError(f"a temperature must be above 0, not {temperature}")
+    return temperature
+
+
 @full_precision
+def unit(z: Tensor) -> Tensor:
+    """Rows of length 1; in half precision, the smallest and the largest rows have no length."""
+    return F.normalize(z, dim=-1)
+
+
+@full_precision
+def batch_similarities(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+    """The cosines of each row of two views with its positive, and with all other images' rows on any process.
+
+    Args:
+        z1, z2: projections [B, D], any scale.
+
+    Returns:
+        [2B], those of `z1` first, and [2B, 2N] with N the images of all processes: -inf where a row would meet itself
+        or its positive.
+    """
+    return batch_products(F.normalize(z1, dim=-1), F.normalize(z2, dim=-1))
+
+
+@full_precision
+def batch_products(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+    """As `batch_similarities`, of the scalar products."""
+    z = torch.stack([z1, z2])                                                # [2, B, D]
+    batch = z.shape[1]
+    keys = distributed.gather(z.transpose(0, 1).contiguous())                # [N, 2, D]
+    keys = keys.transpose(0, 1).flatten(0, 1)                                # [2N, D]: all first views, then all second
+    products = z.flatten(0, 1) @ keys.T                                      # [2B, 2N]
+    first = torch.arange(batch, device=z.device) + batch * distributed.rank()
+    second = first + len(keys) // 2
+    partner = torch.cat([second, first])[:, None]
+    itself = torch.cat([first, second])[:, None]
+    return products.gather(1, partner)[:, 0], products.scatter(1, torch.cat([itself, partner], 1), float("-inf"))
+
+
+@full_precision
+def queue_similarities(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
+    """The cosines of each query with its key [B], and with the keys in a queue [B, K].
+
+    Args:
+        query, key: projections [B, D], any scale.
+        queue: keys of other images [K, D], unit norm.
+    """
+    query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+    return (query * key).sum(-1), query @ queue.T
+
+
+@full_precision
+def key_similarities(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """The cosines of each query with its key [B], and with the keys of all other images on any process [B, N].
+
+    Args:
+        query, key: projections [B, D], any scale; no gradient reaches another process's keys.
+    """
+    query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+    cosines = query @ distributed.gather(key).T                              # [B, N]
+    partner = torch.arange(len(query), device=query.device)[:, None] + len(query) * distributed.rank()
+    return cosines.gather(1, partner)[:, 0], cosines.scatter(1, partner, float("-inf"))
+
+
+@full_precision
+def contrast(positive: Tensor, negative: Tensor, temperature: float, kind: Contrast = "info_nce",
+             sigma: float = 0.5, reduction: Reduction = "mean") -> Tensor:
+    """How far the negatives outweigh the positive.
+
+    "info_nce" is minus the log of the positive's softmax: eq. (1) of MoCo, arXiv:1911.05722. "decoupled" leaves the
+    positive out of the denominator, and "weighted_decoupled" pulls those pairs harder that are further apart: DCL and
+    DCLW, arXiv:2110.06848, eq. (6) and (7), which have no lower bound.
+
+    Args:
+        positive: cosines [B].
+        negative: cosines [B, K], -inf where there is none.
+        temperature: divides the cosines, > 0.
+        sigma: temperature of the weights.
+
+    Returns:
+        In nats. With n negatives and all cosines equal: log(1 + n), and log(n) for the decoupled two.
+    """
+    weight = pair_weights(positive, sigma) if kind == "weighted_decoupled" else 1.0
+    positive, negative = positive / temperature, negative / temperature
+    rivals = torch.cat([positive[:, None], negative], 1) if kind == "info_nce" else negative
+    return reduced(rivals.logsumexp(1) - weight * positive, reduction)
+
+
+def reduced(terms: Tensor, reduction: Reduction) -> Tensor:
+    if reduction == "none":
+        return terms
+    return terms.mean() if reduction == "mean" else terms.sum()
+
+
+@torch.no_grad()
+def pair_weights(positive: Tensor, sigma: float) -> Tensor:
+    """[B]: 2 - N softmax(cosine / sigma) over the N pairs of all processes: 1 on average, at most 2.
+
+    The paper does not say whether they carry a gradient; one would push easy pairs apart, so they do not.
+    """
+    every = distributed.gather(positive / sigma)
+    return 2 - len(every) * (positive / sigma - every.logsumexp(0)).exp()
+
+
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float, reduction: Reduction = "mean") -> Tensor:
     """Normalised temperature-scaled cross entropy between two views of a batch.
 
@@ -43,16 +153,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float, reduction: Reduction = "
     Returns:
         In nats. log(2B - 1) where all projections are equal.
     """
-    z = F.normalize(torch.stack([z1, z2]), dim=-1)                           # [2, B, D]
-    batch = z.shape[1]
-    keys = distributed.gather(z.transpose(0, 1).contiguous())                # [N, 2, D], N over all processes
-    keys = keys.transpose(0, 1).flatten(0, 1)                                # [2N, D]: all first views, then all second
-    logits = z.flatten(0, 1) @ keys.T / temperature                          # [2B, 2N]
-    first = torch.arange(batch, device=z.device) + batch * distributed.rank()
-    second = first + len(keys) // 2
-    itself = torch.cat([first, second])[:, None]
-    logits = logits.scatter(1, itself, float("-inf"))                        # a row is not its own negative
-    return F.cross_entropy(logits, torch.cat([second, first]), reduction=reduction)
+    return contrast(*batch_similarities(z1, z2), temperature, reduction=reduction)
 
 
 @torch.no_grad()
@@ -67,3 +168,109 @@ def mean_similarities(z1: Tensor, z2: Tensor) -> Tensor:
     pairs = len(z1) * (len(z1) - 1)
     negative = (z1.sum(0) @ z2.sum(0) - len(z1) * positive) / max(pairs, 1)   # no [B, B] matrix
     return torch.stack([positive, negative if pairs else torch.zeros_like(negative)])
+
+
+@full_precision
+def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """Eq. (1) of SimSiam, arXiv:2011.10566: from -1 to 1, over predictions [B, D]. No gradient reaches `target`."""
+    return -F.cosine_similarity(prediction, target.detach(), dim=-1).mean()
+
+
+@full_precision
+def standardized(z: Tensor) -> Tensor:
+    """[N, D]: the projections [B, D] of all processes, each number with mean 0 and deviation 1 over them."""
+    z = distributed.gather(z)
+    return (z - z.mean(0)) / (z.var(0, correction=0) + 1e-12).sqrt()      # a number that never changes gives 0
+
+
+@full_precision
+def cross_correlation(z1: Tensor, z2: Tensor) -> Tensor:
+    """[D, D]: how each number of one view's projections [B, D] varies with each of the other's, over all processes.
+
+    Eq. (2) of Barlow Twins, arXiv:2103.03230.
+    """
+    z1, z2 = standardized(z1), standardized(z2)
+    return z1.T @ z2 / len(z1)
+
+
+def off_diagonal(matrix: Tensor) -> Tensor:
+    """The n * (n - 1) elements of an [n, n] matrix that are not on its diagonal, row by row."""
+    n = len(matrix)
+    return matrix.flatten()[:-1].view(n - 1, n + 1)[:, 1:].flatten()
+
+
+def omega(temperature: Tensor, width: int) -> Tensor:
+    """width / 2 * log(temperature) + 1 / temperature, which keeps a learned temperature from 0.
+
+    AMCL, arXiv:2310.05615; least at 2 / width. Minus the log of a Gaussian's density, but for cosine / temperature.
+    """
+    return width / 2 * temperature.log() + 1 / temperature
+
+
+AdaptiveForm = Literal["bounded", "paper"]
+
+
+@full_precision
+def adaptive_contrast(positive: Tensor, negative: Tensor, positive_temperature: Tensor, negative_temperature: Tensor,
+                      width: int, regularizer_weight: float, form: AdaptiveForm = "bounded", hardest: int = 1,
+                      reduction: Reduction = "mean") -> Tensor:
+    """Contrast with a temperature for each pair: AMCL, arXiv:2310.05615.
+
+    "paper" is eq. (2.1): the positive against the hardest negative, each over its temperature. It has no lower bound:
+    on a solved pair it falls as the temperatures fall to their floor, where they then stay. "bounded" puts the
+    logarithm of the sum over positive and negatives in place of the hardest, and the mean over the negatives in place
+    of its regulariser; with one constant temperature and no regulariser it is `contrast`.
+
+    Args:
+        positive, positive_temperature: [B].
+        negative, negative_temperature: [B, K]; cosines -inf where there is none.
+        width: of the projections.
+        regularizer_weight: of `omega`; the paper's beta.
+        hardest: negatives of the paper's form, by cosine, over which it takes means.
+    """
+    pull = positive / positive_temperature
+    if form == "paper":
+        chosen = negative.topk(hardest)
+        temperature = negative_temperature.gather(1, chosen.indices)                     # [B, hardest]
+        push = (chosen.values / temperature).mean(1)
+        negative_omega = omega(temperature, width).mean(1)
+    else:
+        there = negative.isfinite()          # divided only there: the gradient of -inf / temperature is no number
+        logits = (negative.masked_fill(~there, 0.0) / negative_temperature).masked_fill(~there, float("-inf"))
+        push = torch.cat([pull[:, None], logits], 1).logsumexp(1)
+        negative_omega = omega(negative_temperature, width).masked_fill(~there, 0.0).sum(1) / there.sum(1).clamp_min(1)
+    regularizer = omega(positive_temperature, width) - negative_omega
+    return reduced(push - pull + regularizer_weight * regularizer, reduction)
+
+
+@full_precision
+def adaptive_correlation(correlation: Tensor, temperatures: Tensor, redundancy_weight: float,
+                         regularizer_weight: float, form: AdaptiveForm = "bounded") -> Tensor:
+    """Barlow Twins' loss with a temperature for each element: eq. (2.3) of AMCL, arXiv:2310.05615.
+
+    On the diagonal a temperature is the correlation aimed at, for the quotient is brought to 1; off it, it divides the
+    square. Barlow Twins' own loss where all temperatures are 1 and the regulariser's weight is 0. "paper" subtracts the
+    regulariser of the elements off the diagonal, which has no lower bound; "bounded" leaves it out.
+
+    Args:
+        correlation, temperatures: [D, D].
+    """
+    width = len(correlation)
+    diagonal = (1 - correlation.diagonal() / temperatures.diagonal()).square().sum()
+    rest = (off_diagonal(correlation).square() / off_diagonal(temperatures)).sum()
+    regularizer = omega(temperatures.diagonal(), width).sum()
+    if form == "paper":
+        regularizer = regularizer - omega(off_diagonal(temperatures), width).sum()
+    return diagonal + redundancy_weight * rest + regularizer_weight * regularizer
+
+
+@torch.no_grad()
+def temperature_quantiles(positive: Tensor, negative: Tensor) -> dict[str, Tensor]:
+    """The 5, 50 and 95 % quantiles of the temperatures' logarithms, for the log; of negatives those of 16 rows.
+
+    NaN marks pairs that are not compared.
+    """
+    shares = torch.tensor([0.05, 0.5, 0.95]).to(positive)
+    return {f"log_temperature/{name}_{share}": value
+            for name, rows in (("positive", positive), ("negative", negative[:16]))
+            for share, value in zip((5, 50, 95), rows.flatten().log().nanquantile(shares), strict=True)}

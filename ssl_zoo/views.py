@@ -157,8 +157,8 @@ class Augmentation:
         else:
             every = np.concatenate([where, table[..., Column.GRAY:], jitter_steps(table)], -1)       # one copy for all
             numbers = torch.from_numpy(every)
-            if source.device.type == "cuda":
-                numbers = numbers.pin_memory().to(source.device, non_blocking=True)
+            numbers = numbers.pin_memory() if source.device.type == "cuda" else numbers
+            numbers = numbers.to(source.device, non_blocking=True)
             images = (compiled() if self.compile else dense)(source, numbers, spec, self.finish)
         images = images.unflatten(0, table.shape[:2])
         return [View(*view, spec.role)

@@ -1,6 +1,7 @@
 """Small runs that several tests share: noise images, a tiny encoder, a few steps."""
 
 import copy
+import os
 import time
 from functools import partial
 
@@ -15,7 +16,7 @@ from ssl_zoo.methods import SimCLR
 from ssl_zoo.schedules import WarmupCosine
 from ssl_zoo.views import Augmentation, ViewSpec
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +43,18 @@ def simclr(**changes):
     return SimCLR(**{"encoder": NarrowResNet(4, 2), "augment": Augmentation([row]),
                      "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-3),
                      "schedule": WarmupCosine(0.2), "projector": (16, 8)} | changes)
+
+
+TWO_VIEWS = ViewSpec(size=16, count=2, jitter=0.8, gray=0.2, blur=0.5, solarize=0.2)
+MULTI_CROP = (ViewSpec(size=16, count=2, jitter=0.8, role="global"),
+              ViewSpec(size=8, count=3, role="local", scale=(0.05, 0.3)))
+
+
+def small(method, *rows, **changes):
+    """A tiny method of any class; whoever builds it has seeded."""
+    return method(**{"encoder": NarrowResNet(4, 2), "augment": Augmentation(rows or [TWO_VIEWS]),
+                     "optimizer": partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-3),
+                     "schedule": WarmupCosine(0.2, start=0.1)} | changes)
 
 
 @pytest.fixture

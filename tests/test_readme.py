@@ -54,7 +54,7 @@ def test_command_works(command, folder, monkeypatch, capsys):
         assert ended.value.code == 0
         assert len(capsys.readouterr().out) > 500
         return
-    small = {} if arguments[0] == "export" else dict(SMALL)
+    small = {} if arguments[0] in ("export", "preview") else dict(SMALL)
     if arguments[0] == "validate":
         small = {"--trainer.limit_val_batches": "1"}
     if "--ckpt_path" in arguments and arguments[0] == "fit":
@@ -65,6 +65,8 @@ def test_command_works(command, folder, monkeypatch, capsys):
     printed = capsys.readouterr().out
     if arguments[0] == "export":
         assert printed.strip().endswith("last.safetensors")
+    elif arguments[0] == "preview":
+        assert all(Path(name).is_file() for name in printed.split())
     else:
         assert "knn_" in printed
 

@@ -1,0 +1,55 @@
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_zoo.heads import MultiHead, PairTemperature
+from ssl_zoo.losses import (
+    AdaptiveForm,
+    adaptive_contrast,
+    batch_products,
+    batch_similarities,
+    temperature_quantiles,
+    unit,
+)
+from ssl_zoo.method import Batch, Method
+
+
+class AMCL(Method):
+    """SimCLR with several projectors and a learned temperature for each pair of projections.
+
+    Wang et al., ECCV 2024, arXiv:2310.05615. The losses of the heads are added.
+
+    Args:
+        heads: projectors, at least 1.
+        projector: widths of each after the encoder, without BatchNorm.
+        regularizer_weight: of what keeps temperatures from 0; the paper's beta.
+        floor: lowest temperature; 0.02 and more for the paper's form, which else ends there at 1e-5.
+        form: "bounded", or "paper" with the hardest negative, which has no lower bound and whose temperatures fall to
+            the floor: clip gradients at 1 with it, and do not read its value.
+        encoder: images -> features; what pretraining is for.
+        augment: draws the two views.
+        optimizer: builds the optimiser; its lr is the lr used, its weight decay spares biases and norms.
+        schedule: multiplies the lr by progress through training.
+    """
+
+    def __init__(self, heads: int = 3, projector: Sequence[int] = (512, 128), regularizer_weight: float = 1e-4,
+                 floor: float = 1e-5, form: AdaptiveForm = "bounded", **kwargs: Any):
+        super().__init__(**kwargs)
+        self.augment.two_views("AMCL")
+        self.projectors = MultiHead(heads, self.encoder.dim, *projector)
+        self.temperature = PairTemperature(projector[-1], floor=floor)
+        self.regularizer_weight, self.form = regularizer_weight, form
+
+    def training_loss(self, batch: Batch) -> Tensor:
+        z1, z2 = (unit(self.projectors(self.encoder(view.images))) for view in batch.views)   # [B, C, D] each
+        losses = []
+        for u1, u2 in zip(z1.unbind(1), z2.unbind(1), strict=True):                       # [B, D], one head's
+            products = batch_products(self.temperature(u1), self.temperature(u2))
+            temperatures = [self.temperature.of(r) for r in products]                     # [2B] and [2B, 2N]
+            losses.append(adaptive_contrast(*batch_similarities(u1, u2), *temperatures, u1.shape[1],
+                                            self.regularizer_weight, self.form))
+        compared = temperatures[1].masked_fill(products[1].isinf(), float("nan"))
+        self.log_dict(temperature_quantiles(temperatures[0], compared), batch_size=len(z1))
+        return torch.stack(losses).sum()

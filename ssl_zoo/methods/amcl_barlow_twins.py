@@ -1,0 +1,55 @@
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_zoo.heads import MultiHead, PairTemperature
+from ssl_zoo.losses import AdaptiveForm, adaptive_correlation, standardized, temperature_quantiles
+from ssl_zoo.method import Batch, Method
+
+
+class AMCLBarlowTwins(Method):
+    """Barlow Twins with several projectors and a learned temperature for each pair of their outputs.
+
+    Wang et al., ECCV 2024, arXiv:2310.05615, eq. (2.3). The temperature of two outputs is learned from their values
+    over the batch, so the network is as wide as the batch of all processes.
+
+    Args:
+        heads: projectors, at least 1.
+        projector: widths of each after the encoder, without BatchNorm.
+        global_batch: images in a training batch of all processes together.
+        redundancy_weight: of the terms off the diagonal.
+        regularizer_weight: of what keeps temperatures from 0; the paper's beta.
+        floor: lowest temperature; 0.02 and more for the paper's form, which else ends there at 1e-5.
+        form: "bounded", or "paper" with a regulariser off the diagonal too, which has no lower bound.
+        encoder: images -> features; what pretraining is for.
+        augment: draws the two views.
+        optimizer: builds the optimiser; its lr is the lr used, its weight decay spares biases and norms.
+        schedule: multiplies the lr by progress through training.
+    """
+
+    def __init__(self, global_batch: int, heads: int = 3, projector: Sequence[int] = (2048, 2048),
+                 redundancy_weight: float = 0.005, regularizer_weight: float = 1e-6, floor: float = 1e-5,
+                 form: AdaptiveForm = "bounded", **kwargs: Any):
+        super().__init__(**kwargs)
+        self.augment.two_views("AMCLBarlowTwins")
+        self.projectors = MultiHead(heads, self.encoder.dim, *projector)
+        self.temperature = PairTemperature(global_batch, floor=floor)
+        self.redundancy_weight, self.regularizer_weight, self.form = redundancy_weight, regularizer_weight, form
+
+    def training_loss(self, batch: Batch) -> Tensor:
+        z1, z2 = (self.projectors(self.encoder(view.images)) for view in batch.views)     # [B, C, D] each
+        losses = []
+        for head in range(z1.shape[1]):
+            u1, u2 = standardized(z1[:, head]), standardized(z2[:, head])                 # [N, D], of all processes
+            if len(u1) != self.temperature.width:
+                raise ValueError(f"AMCLBarlowTwins was built for batches of {self.temperature.width} images over all "
+                                 f"processes and got {len(u1)}: set model.global_batch to that")
+            # of unit length, as with the other hosts: at theirs the temperatures would start at the floor
+            code1, code2 = (self.temperature(u.T / len(u) ** 0.5) for u in (u1, u2))      # [D, N]
+            temperatures = self.temperature.of(code1 @ code2.T)                           # [D, D]
+            losses.append(adaptive_correlation(u1.T @ u2 / len(u1), temperatures, self.redundancy_weight,
+                                               self.regularizer_weight, self.form))
+        self.log_dict(temperature_quantiles(temperatures.diagonal(), temperatures), batch_size=len(z1))
+        return torch.stack(losses).sum()

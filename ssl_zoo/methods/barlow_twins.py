@@ -1,0 +1,34 @@
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ssl_zoo.heads import mlp
+from ssl_zoo.losses import cross_correlation, off_diagonal
+from ssl_zoo.method import Batch, Method
+
+
+class BarlowTwins(Method):
+    """The cross-correlation of two views' projections becomes the identity.
+
+    Zbontar et al., ICML 2021, arXiv:2103.03230, eq. (1); over the batch of all processes.
+
+    Args:
+        projector: widths of the projector after the encoder.
+        redundancy_weight: of the terms off the diagonal; the paper's lambda.
+        encoder: images -> features; what pretraining is for.
+        augment: draws the two views.
+        optimizer: builds the optimiser; its lr is the lr used, its weight decay spares biases and norms.
+        schedule: multiplies the lr by progress through training.
+    """
+
+    def __init__(self, projector: Sequence[int] = (8192, 8192, 8192), redundancy_weight: float = 0.005, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.augment.two_views("BarlowTwins")
+        self.projector = mlp(self.encoder.dim, *projector, bias=False)
+        self.redundancy_weight = redundancy_weight
+
+    def training_loss(self, batch: Batch) -> Tensor:
+        z1, z2 = (self.projector(self.encoder(view.images)) for view in batch.views)     # [B, D] each
+        c = cross_correlation(z1, z2)                                                     # [D, D]
+        return (c.diagonal() - 1).square().sum() + self.redundancy_weight * off_diagonal(c).square().sum()

@@ -1,0 +1,64 @@
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_zoo.heads import mlp
+from ssl_zoo.losses import Contrast, check_temperature, contrast, queue_similarities, unit
+from ssl_zoo.memory import MomentumEncoder, Queue
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.mixing import draw_mixture, mixed_negatives, mixed_similarities
+
+
+class MoCHi(Method):
+    """MoCo against negatives that are harder than any in the queue: mixed from its hardest, and with the query itself.
+
+    Kalantidis et al., NeurIPS 2020, arXiv:2010.01028. Without mixed negatives it is MoCo.
+
+    Args:
+        projector: widths of the projector after the encoder, without BatchNorm.
+        temperature: divides the cosine similarities.
+        queue: how many keys to remember; well below the number of images, whose own old keys are its hardest.
+        momentum: share of the momentum encoder kept at each step.
+        splits: groups of keys that share BatchNorm statistics on each process; 8 on a single device.
+        contrast: "info_nce", or "decoupled" or "weighted_decoupled" for DCL over the mixed queue.
+        hardest: keys of the queue, per query, that are mixed; the paper's N.
+        pairs: negatives mixed from two of them; the paper's s.
+        with_query: negatives mixed from one of them and the query; the paper's s'.
+        start: epoch from which negatives are mixed; 15 on ImageNet.
+        encoder: images -> features; what pretraining is for.
+        augment: draws the two views.
+        optimizer: builds the optimiser; its lr is the lr used, its weight decay spares biases and norms.
+        schedule: multiplies the lr by progress through training.
+    """
+
+    def __init__(self, projector: Sequence[int] = (2048, 128), temperature: float = 0.2, queue: int = 65536,
+                 momentum: float = 0.999, splits: int = 1, contrast: Contrast = "info_nce", hardest: int = 1024,
+                 pairs: int = 1024, with_query: int = 128, start: int = 15, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.augment.two_views("MoCHi")
+        if not 2 <= hardest <= queue:
+            raise ValueError(f"MoCHi mixes 2 or more keys of its queue of {queue}, and hardest is {hardest}")
+        self.projector = mlp(self.encoder.dim, *projector, norm=False)
+        self.momentum_encoder = MomentumEncoder(self.encoder, self.projector)
+        self.queue = Queue(queue, projector[-1])
+        self.temperature, self.momentum, self.splits = check_temperature(temperature), momentum, splits
+        self.hardest, self.pairs, self.with_query = hardest, pairs, with_query
+        self.start, self.contrast = start, contrast
+
+    def training_loss(self, batch: Batch) -> Tensor:
+        query_images, key_images = (view.images for view in batch.views)
+        queue = self.queue.snapshot()                                                 # [K, D]
+        query = self.projector(self.encoder(query_images))                            # [B, D]
+        key = unit(self.momentum_encoder.keys(key_images, batch.key, self.splits))
+        positive, negative = queue_similarities(query, key, queue)
+        if self.current_epoch >= self.start and self.pairs + self.with_query:
+            drawn = draw_mixture(batch.key, len(query), self.hardest, self.pairs, self.with_query, query.device)
+            mixed = mixed_negatives(query, queue, self.hardest, drawn)                # [B, s + s', D]
+            negative = torch.cat([negative, mixed_similarities(query, mixed)], 1)     # [B, K + s + s']
+        self.queue.enqueue(key, batch.index)
+        return contrast(positive, negative, self.temperature, self.contrast)
+
+    def after_step(self) -> None:
+        self.momentum_encoder.update(self.encoder, self.projector, momentum=self.momentum)

@@ -1,0 +1,61 @@
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_zoo.heads import mlp
+from ssl_zoo.losses import Contrast, check_temperature, contrast, queue_similarities, unit
+from ssl_zoo.memory import MomentumEncoder, Queue
+from ssl_zoo.method import Batch, Method
+
+
+class MoCo(Method):
+    """A query finds its key among a queue of past keys made by a slowly moving encoder.
+
+    He et al., CVPR 2020, arXiv:1911.05722; projector and temperature are MoCo v2's, arXiv:2003.04297.
+
+    Args:
+        projector: widths of the projector after the encoder, without BatchNorm.
+        temperature: divides the cosine similarities.
+        queue: how many keys to remember; well below the number of images.
+        momentum: share of the momentum encoder kept at each step.
+        symmetric: each view is the query once, against the same queue; the mean of both (the authors' notebook adds
+            them, which is twice the learning rate).
+        splits: on each process, keys share BatchNorm statistics in so many groups, so that a query cannot tell its key
+            by them; 8 on a single device. Several processes shuffle their keys among them in any case.
+        contrast: "info_nce", or "decoupled" or "weighted_decoupled" for DCL on a queue.
+        encoder: images -> features; what pretraining is for.
+        augment: draws the two views.
+        optimizer: builds the optimiser; its lr is the lr used, its weight decay spares biases and norms.
+        schedule: multiplies the lr by progress through training.
+    """
+
+    def __init__(self, projector: Sequence[int] = (2048, 128), temperature: float = 0.2, queue: int = 65536,
+                 momentum: float = 0.999, symmetric: bool = False, splits: int = 1, contrast: Contrast = "info_nce",
+                 **kwargs: Any):
+        super().__init__(**kwargs)
+        self.augment.two_views(type(self).__name__)
+        self.projector = mlp(self.encoder.dim, *projector, norm=False)
+        self.momentum_encoder = MomentumEncoder(self.encoder, self.projector)
+        self.queue = Queue(queue, projector[-1])
+        self.temperature, self.momentum, self.contrast = check_temperature(temperature), momentum, contrast
+        self.symmetric, self.splits = symmetric, splits
+
+    def training_loss(self, batch: Batch) -> Tensor:
+        x1, x2 = (view.images for view in batch.views)
+        queue = self.queue.snapshot()                                        # [K, D], before this step's keys
+        losses, keys = [], []
+        for query_images, key_images in [(x1, x2), (x2, x1)] if self.symmetric else [(x1, x2)]:
+            query = self.projector(self.encoder(query_images))               # [B, D]
+            key = unit(self.momentum_encoder.keys(key_images, batch.key, self.splits))
+            similarities = queue_similarities(query, key, queue)
+            losses.append(contrast(*similarities, self.temperature, self.contrast))
+            keys.append(key)
+        self.queue.enqueue(torch.cat(keys), batch.index.repeat(len(keys)))
+        self.log_dict({"similarity/positive": similarities[0].mean().detach(),
+                       "similarity/negative": similarities[1].mean().detach()}, batch_size=len(batch.index))
+        return torch.stack(losses).mean()
+
+    def after_step(self) -> None:
+        self.momentum_encoder.update(self.encoder, self.projector, momentum=self.momentum)

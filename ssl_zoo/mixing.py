@@ -1,0 +1,62 @@
+"""Harder negatives than any image gave, mixed from the hardest keys of a queue. MoCHi, arXiv:2010.01028, sec. 3.3."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_zoo import distributed
+from ssl_zoo.losses import full_precision
+from ssl_zoo.tables import Key
+
+
+class Mixture(NamedTuple):
+    """Which of each query's hardest keys are mixed, and in which shares."""
+
+    first: Tensor          # [B, s]
+    second: Tensor         # [B, s], another one
+    first_share: Tensor    # [B, s] in [0, 1)
+    single: Tensor         # [B, s'] the keys that the query is mixed into
+    query_share: Tensor    # [B, s'] in [0, 0.5): the key stays the greater part
+
+
+def draw_mixture(key: Key, batch: int, hardest: int, pairs: int, with_query: int, device: torch.device) -> Mixture:
+    """This process's rows of a draw for all processes: the same for an image however many share the work."""
+    generator = np.random.default_rng(np.random.SeedSequence([key.seed, key.epoch, key.batch], spawn_key=(2,)))
+    rows = batch * distributed.world_size()
+    first = generator.integers(hardest, size=(rows, pairs))
+    second = (first + 1 + generator.integers(hardest - 1, size=(rows, pairs))) % hardest
+    drawn = (first, second, generator.random((rows, pairs), dtype=np.float32),
+             generator.integers(hardest, size=(rows, with_query)),
+             generator.random((rows, with_query), dtype=np.float32) / 2)
+    mine = slice(batch * distributed.rank(), batch * (distributed.rank() + 1))
+    return Mixture(*(torch.from_numpy(part[mine]).to(device, non_blocking=True) for part in drawn))
+
+
+@torch.no_grad()
+@full_precision
+def mixed_negatives(query: Tensor, queue: Tensor, hardest: int, mixture: Mixture) -> Tensor:
+    """Constant negatives [B, s + s', D] of unit norm.
+
+    No gradient passes through them, which all public implementations agree on and the paper does not say.
+
+    Args:
+        query: [B, D], any scale.
+        queue: [K, D], unit norm.
+        hardest: how many of its most similar keys each query draws from.
+    """
+    query = F.normalize(query, dim=-1)
+    places = (query @ queue.T).topk(hardest).indices                                     # [B, N], each query its own
+    first, second, single = (queue[places.gather(1, drawn)] for drawn in (mixture.first, mixture.second,
+                                                                          mixture.single))
+    between = torch.lerp(second, first, mixture.first_share[..., None].to(first))        # [B, s, D]
+    towards = torch.lerp(single, query[:, None], mixture.query_share[..., None].to(single))   # [B, s', D]
+    return F.normalize(torch.cat([between, towards], 1), dim=-1)
+
+
+@full_precision
+def mixed_similarities(query: Tensor, negatives: Tensor) -> Tensor:
+    """[B, s]: the cosines of queries [B, D] of any scale with negatives of their own [B, s, D]."""
+    return torch.einsum("bd,bsd->bs", F.normalize(query, dim=-1), negatives)
