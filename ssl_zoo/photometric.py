@@ -26,14 +26,13 @@ def brightness_(images: Tensor, factor: Tensor) -> Tensor:
 
 def contrast_(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with the mean luma of each image by itself."""
-    red, green, blue = images.mean((2, 3)).unbind(1)
-    luma = (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue) * (1 - factor)
-    return images.mul_(per_image(factor)).add_(per_image(luma)).clamp_(0, 1)
+    means = images.mean((2, 3))
+    gray = means @ means.new_tensor(LUMA) * (1 - factor)
+    return images.mul_(per_image(factor)).add_(per_image(gray)).clamp_(0, 1)
 
 
 def saturation_(images: Tensor, factor: Tensor) -> Tensor:
-    gray = grayscale(images).mul_(1 - per_image(factor))
-    return images.mul_(per_image(factor)).add_(gray).clamp_(0, 1)
+    return torch.lerp(grayscale(images), images, per_image(factor), out=images).clamp_(0, 1)
 
 
 def hue_(images: Tensor, factor: Tensor) -> Tensor:

@@ -214,7 +214,7 @@ def sparse(source: Tensor, table: np.ndarray, spec: ViewSpec) -> Tensor:
                 one = views[index[0]:index[0] + 1]
                 one.copy_(operation(one, numbers[index]))
             else:
-                views.index_copy_(0, index, operation(views.index_select(0, index), numbers[index]))
+                views.index_copy_(0, index, operation(views.index_select(0, index), numbers.index_select(0, index)))
 
     for code in np.unique(orders[orders >= 0]):
         alike = np.flatnonzero(orders == code)

@@ -1,9 +1,11 @@
 """Evaluation: a pure metric on features, then a thin callback that sees features and labels only."""
 
+from ssl_zoo.evaluation.dense import IoU, confusion, dense_linear, encode_maps, mean_iou
 from ssl_zoo.evaluation.health import Health
 from ssl_zoo.evaluation.knn import KNN
 from ssl_zoo.evaluation.linear import LinearProbe
 from ssl_zoo.evaluation.neighbours import Neighbours
 from ssl_zoo.evaluation.report import Report
 
-__all__ = ["KNN", "Health", "LinearProbe", "Neighbours", "Report"]
+__all__ = ["KNN", "Health", "IoU", "LinearProbe", "Neighbours", "Report", "confusion", "dense_linear", "encode_maps",
+           "mean_iou"]
