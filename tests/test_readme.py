@@ -5,6 +5,9 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,10 @@ import yaml
 from PIL import Image
 
 from ssl_zoo.cli import Cli, run
+from ssl_zoo.data import ArrayImages
 from ssl_zoo.evaluation.knn import PROTOCOLS
+from tests import test_contract as contract
+from tests.conftest import small
 from tests.test_recipes import SmallCIFAR10
 
 ROOT = Path(__file__).parents[1]
@@ -101,6 +107,26 @@ def test_the_method_of_ones_own_trains_from_a_recipe(folder, monkeypatch):
     cli = Cli(["--config", "mine.yaml", "--trainer.fast_dev_run", "1"], run=False)
     cli.trainer.fit(cli.model, cli.datamodule)
     assert cli.trainer.callback_metrics["loss"].isfinite()
+    sys.modules.pop("my_module")
+
+
+def test_the_method_of_ones_own_keeps_the_contract(tmp_path, arrays, monkeypatch):
+    (tmp_path / "my_module.py").write_text(next(program for program in PROGRAMS if "class Align" in program))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")     # for the processes that it is tested in
+    build = partial(small, import_module("my_module").Align, width=8)
+
+    def data(images=27):
+        return ArrayImages(str(arrays), batch_size=8, train_images=images)
+
+    assert f"check_resume({', '.join(signature(contract.check_resume).parameters)}=(2, 3))" in TEXT
+    contract.check_resume(build, data, tmp_path, stops=(2, 3))
+    contract.check_accumulation(build, data, tmp_path)
+    contract.check_bfloat16(build, data, tmp_path, tolerance=0.02)
+    contract.check_checkpoint(build, data, tmp_path)
+    contract.check_parameters(build)
+    halves = contract.in_two_processes({"Align": build}, tmp_path)
+    contract.check_two_processes(build, *(results["Align"] for results in halves))
     sys.modules.pop("my_module")
 
 
