@@ -1,0 +1,104 @@
+"""Images with a class for each pixel, for dense evaluation."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+
+from ssl_zoo.data.folder import read_image
+
+IGNORE = 255   # in a mask: nobody knows, or nobody asks
+VOC = ["background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+       "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
+
+
+class Segmentation(NamedTuple):
+    """One part of a segmentation data set, in memory."""
+
+    images: Tensor        # [N, 3, H, W] uint8
+    masks: Tensor         # [N, H, W] uint8: the place of each pixel's class in `classes`, or IGNORE
+    classes: list[str]
+
+
+def read_segmentation(root: str | Path, split: str, size: tuple[int, int] | None = None) -> Segmentation:
+    """The images that ImageSets/Segmentation/<split>.txt lists, with their masks, from a folder in VOC's layout.
+
+    Args:
+        root: the folder with JPEGImages, SegmentationClass and ImageSets. The classes' names are in its classes.txt, a
+            line `number name` for each in rising order from 0; without that file they are Pascal VOC's.
+        split: train, val or whatever else has a list.
+        size: height and width to which images (antialiased) and masks (nearest pixel) are resized; left out, all
+            images must have one size.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder in VOC's layout at {root.absolute()}; give the one that holds JPEGImages "
+                                "and SegmentationClass")
+    names, classes = read_names(root, split), read_classes(root)
+    pairs = [read_pair(root, name, len(classes), size) for name in names]
+    for name, (image, _) in zip(names, pairs, strict=True):
+        if image.shape != pairs[0][0].shape:
+            raise ValueError(f"{name} has {list(image.shape[1:])} pixels and {names[0]} has "
+                             f"{list(pairs[0][0].shape[1:])}: give a size to which all are resized")
+    images, masks = zip(*pairs, strict=True)
+    return Segmentation(torch.stack(images), torch.stack(masks), classes)
+
+
+def read_names(root: Path, split: str) -> list[str]:
+    lists = root / "ImageSets" / "Segmentation"
+    path = lists / f"{split}.txt"
+    if not path.is_file():
+        there = ", ".join(sorted(other.stem for other in lists.glob("*.txt"))) or "none"
+        raise FileNotFoundError(f"no list of images at {path.absolute()}; the lists there are: {there}")
+    names = path.read_text().split()
+    if not names:
+        raise ValueError(f"{path.absolute()} lists no images; it needs one name a line, without folder and suffix")
+    return names
+
+
+def read_classes(root: Path) -> list[str]:
+    """The names in the order of their numbers; 255 may be listed, and is no class."""
+    path = root / "classes.txt"
+    if not path.is_file():
+        return VOC
+    rows = [line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip()]
+    rows = [row for row in rows if row[0] != str(IGNORE)]
+    if not rows or any(len(row) < 2 or row[0] != str(place) for place, row in enumerate(rows)):
+        raise ValueError(f"{path.absolute()} does not number its classes: write one line for each, '0 sky', '1 road' "
+                         "and so on, in rising order")
+    return [row[1].strip() for row in rows]
+
+
+def read_pair(root: Path, name: str, classes: int, size: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+    """An image [3, H, W] and its mask [H, W], both uint8."""
+    image_path, mask_path = root / "JPEGImages" / f"{name}.jpg", root / "SegmentationClass" / f"{name}.png"
+    for path in (image_path, mask_path):
+        if not path.is_file():
+            raise FileNotFoundError(f"{name} is listed but there is no {path.absolute()}; add the file or strike the "
+                                    "name from the list")
+    image, mask = read_image(image_path), read_mask(mask_path)
+    if image.shape[1:] != mask.shape:
+        raise ValueError(f"{name}'s image has {list(image.shape[1:])} pixels and its mask {list(mask.shape)}: a mask "
+                         "needs the size of its image")
+    values = mask.unique()
+    if wrong := values[(values >= classes) & (values != IGNORE)].tolist():
+        raise ValueError(f"{mask_path} has pixels of class {wrong[0]}, and the classes are 0 to {classes - 1} and "
+                         f"{IGNORE} for pixels to ignore: correct the mask, or name its classes in classes.txt")
+    if size is not None:
+        image = F.resize(image, list(size), antialias=True)
+        mask = F.resize(mask[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
+    return image, mask
+
+
+def read_mask(path: Path) -> Tensor:
+    """uint8 [H, W]: the numbers of a palette's or a grey image's pixels, not their colours."""
+    with Image.open(path) as file:
+        if file.mode not in ("P", "L"):
+            raise ValueError(f"{path} is a picture of mode {file.mode}, and a mask is a palette (or 8-bit grey) PNG "
+                             "whose pixels are the numbers of the classes: convert its colours to numbers")
+        return torch.from_numpy(np.array(file))

@@ -1,0 +1,145 @@
+"""A linear classifier of pixels on frozen feature maps: the protocol linear_dense.
+
+A 1x1 convolution with bias on the last feature map of the whole image, standardised per channel by the training maps;
+its logits bilinearly enlarged to the mask; cross entropy over the pixels of each batch that have a class. It starts at
+0 and is trained by Adam (lr 0.05, betas 0.9 and 0.999, no weight decay) for 10 epochs in batches of 16 images, with
+half a cosine to 0 over the steps; no augmentation, the order drawn from seed 0. The number is the mean IoU of the test
+part, after the last epoch. Which images, at which size, the caller must say.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_zoo.encoders import Encoder
+from ssl_zoo.evaluation.linear import Head
+from ssl_zoo.schedules import cosine
+
+IGNORE = 255   # in a mask: nobody knows, or nobody asks
+
+
+class IoU(NamedTuple):
+    """Intersection over union of what is predicted and what is true."""
+
+    classes: Tensor   # [C] float64, NaN for a class that occurs in neither
+    mean: float       # over the others
+
+
+def confusion(predictions: Tensor, truth: Tensor, classes: int) -> Tensor:
+    """[C, C] int64: how many pixels of each true class (row) were given each class (column); add them up over batches.
+
+    Args:
+        predictions, truth: of one shape, whole numbers below `classes`; pixels whose truth is 255 are left out.
+    """
+    if predictions.shape != truth.shape:
+        raise ValueError(f"predictions {list(predictions.shape)} do not fit a truth {list(truth.shape)}: enlarge them "
+                         "to its size")
+    known = truth != IGNORE
+    predictions, truth = predictions[known].long(), truth[known].long()
+    check_range(predictions, classes)
+    check_range(truth, classes)
+    return torch.bincount(truth * classes + predictions, minlength=classes ** 2).view(classes, classes)
+
+
+def mean_iou(confusion: Tensor) -> IoU:
+    """From a confusion [C, C] over the whole test part, as Pascal VOC has it, not the mean over images.
+
+    A class that occurs neither in the truth nor in the predictions is left out of the mean; one that was predicted and
+    is nowhere counts 0.
+    """
+    both = confusion.diagonal().double()
+    iou = both / (confusion.sum(0) + confusion.sum(1) - both)        # 0 / 0 is NaN
+    return IoU(iou, iou.nanmean().item())
+
+
+@torch.no_grad()
+def encode_maps(encoder: Encoder, images: Tensor, batch: int = 32) -> Tensor:
+    """Feature maps [N, D, h, w] float32 of `images`, where those are: in evaluation mode and without autocast."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    device = encoder.mean.device
+    with torch.autocast(device.type, enabled=False):
+        maps = [encoder.maps(some.to(device)).float().to(images.device) for some in images.split(batch)]
+    for module, mode in modes:
+        module.training = mode
+    return torch.cat(maps)
+
+
+def dense_linear(train_maps: Tensor, train_masks: Tensor, test_maps: Tensor, test_masks: Tensor, classes: int, *,
+                 epochs: int = 10, batch: int = 16, lr: float = 0.05, seed: int = 0) -> IoU:
+    """The IoU on the test part of a linear layer trained on the training part; with the defaults, linear_dense.
+
+    It holds the enlarged logits of one batch at a time. On a CPU the same input gives the same bits.
+
+    Args:
+        train_maps, test_maps: [N, D, h, w] of a frozen encoder.
+        train_masks, test_masks: [N, H, W] of whole numbers below `classes`, or 255 where there is none.
+        classes: how many, C.
+        epochs: passes over the training part.
+        batch: images of a step.
+        lr: of Adam at the first step.
+        seed: of the order of the images.
+    """
+    for maps, masks in ((train_maps, train_masks), (test_maps, test_masks)):
+        check(maps, masks, classes)
+    head = train_dense_head(train_maps, train_masks, classes, epochs=epochs, batch=batch, lr=lr, seed=seed)
+    counts = torch.zeros(classes, classes, dtype=torch.long, device=test_maps.device)
+    with torch.no_grad(), torch.autocast(test_maps.device.type, enabled=False):
+        for maps, masks in zip(test_maps.split(batch), test_masks.split(batch), strict=True):
+            counts += confusion(pixel_logits(head, maps, masks).argmax(1), masks, classes)
+    return mean_iou(counts)
+
+
+def check(maps: Tensor, masks: Tensor, classes: int) -> None:
+    if maps.ndim != 4 or masks.ndim != 3 or len(maps) != len(masks):
+        raise ValueError(f"a dense probe reads maps [N, D, h, w] with masks [N, H, W], not {list(maps.shape)} with "
+                         f"{list(masks.shape)}: one mask for each map")
+    known = masks[masks != IGNORE]
+    if not len(known):
+        raise ValueError("no pixel of the masks has a class: every one is 255, which is ignored")
+    check_range(known, classes)
+
+
+def check_range(labels: Tensor, classes: int) -> None:
+    if len(labels) and not 0 <= (extremes := torch.stack(labels.aminmax())).min() <= extremes.max() < classes:
+        raise ValueError(f"pixels have classes from {extremes[0]} to {extremes[1]}, and {classes} classes are 0 to "
+                         f"{classes - 1}, or 255 in a mask for pixels to ignore")
+
+
+def train_dense_head(maps: Tensor, masks: Tensor, classes: int, *, epochs: int, batch: int, lr: float,
+                     seed: int) -> Head:
+    """A head for the cells of `maps`, learnt from the pixels of `masks`. The run's random numbers are not touched."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(maps.device.type, enabled=False):
+        head = Head(*channel_statistics(maps), classes)
+        optimizer = torch.optim.Adam(head.parameters(), lr)
+        generator = torch.Generator().manual_seed(seed)
+        steps_per_epoch = -(-len(maps) // batch)
+        for epoch in range(epochs):
+            for i, rows in enumerate(torch.randperm(len(maps), generator=generator).to(maps.device).split(batch)):
+                optimizer.param_groups[0]["lr"] = cosine(lr, 0.0, (epoch + i / steps_per_epoch) / epochs)
+                truth = masks[rows].long()
+                if (truth == IGNORE).all():
+                    continue                                         # a mean over no pixels is NaN
+                loss = F.cross_entropy(pixel_logits(head, maps[rows], truth), truth, ignore_index=IGNORE)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    return head
+
+
+def pixel_logits(head: Head, maps: Tensor, masks: Tensor) -> Tensor:
+    """[B, C, H, W] for maps [B, D, h, w] and masks [B, H, W]."""
+    logits = head(maps.float().movedim(1, -1)).movedim(-1, 1)         # [B, C, h, w]
+    return F.interpolate(logits, masks.shape[1:], mode="bilinear", align_corners=False)
+
+
+def channel_statistics(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [D] of each channel over all cells, in float64 on the way; infinite for a constant channel."""
+    cells = maps[:, 0].numel()
+    mean = torch.stack([some.double().sum((0, 2, 3)) for some in maps.split(32)]).sum(0) / cells
+    squares = [(some - mean[:, None, None]).square().sum((0, 2, 3)) for some in maps.split(32)]
+    std = (torch.stack(squares).sum(0) / cells).sqrt()
+    std = torch.where(std > 1e-6 * mean.abs(), std, torch.inf)       # what never changes says nothing: 0 after division
+    return mean.float(), std.float()
