@@ -208,7 +208,8 @@ def parse_error(message: str) -> str:
             where.append(kind.rpartition(".")[2])
         elif line and not NOISE.match(line):
             wrong.append(line)
-    text = "; ".join(dict.fromkeys(wrong)) or message
+    choices = [line for line in wrong if "Expected a typing.Literal" in line]   # rows of views, or one of these names:
+    text = "; ".join(dict.fromkeys(line for line in wrong if line not in choices)) or "; ".join(choices) or message
     if choice := re.search(r"Expected a typing.Literal\[(.+)\]", text):
         text = f"expected one of {choice[1]}"
     if unknown := re.search(r"Expected a dot import path string: (\w+)", text):

@@ -438,6 +438,16 @@ def test_omega_is_what_a_gaussians_density_adds_to_a_cosine_over_its_temperature
         assert torch.allclose(-gaussian.log_prob(u - v), expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize(("weight", "temperature", "value"), [
+    (1e-4, 1e-5, -89990), (0.01, 1e-5, -89007), (0.5, 1e-5, -40368), (0.999, 0.001548, None), (1, 0.0015625, None)])
+def test_a_solved_positives_best_temperature_is_the_floor_unless_the_regulariser_outweighs_its_cosine(
+        weight, temperature, value):
+    temperatures = torch.logspace(-5, math.log10(2), 100001, dtype=torch.float64)
+    terms = -0.9 / temperatures + weight * omega(temperatures, 128)
+    assert temperatures[terms.argmin()].item() == pytest.approx(temperature, rel=1e-3)
+    assert value is None or terms.min().item() == pytest.approx(value, abs=1)
+
+
 def adaptive(positive_temperature, negative_temperature, weight, form, views=(TOY, TOY_TOO), **options):
     positive, negative = batch_similarities(*views)
     return adaptive_contrast(positive, negative, torch.full_like(positive, positive_temperature),
