@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -684,3 +685,14 @@ def test_a_multi_crop_recipe_is_refused_by_methods_of_two_views():
         with pytest.raises(ValueError, match=f"{cls.__name__} learns from 2 views of each image, and this recipe "
                                              "draws 5"):
             small(cls, *MULTI_CROP, **WIDTHS)
+
+
+@pytest.mark.parametrize("build", [
+    partial(small, MoCo, projector=(16, 8), queue=20),
+    partial(small, MoCHi, projector=(16, 8), queue=20, hardest=8, pairs=4, with_query=3, start=0),
+], ids=["MoCo", "MoCHi"])
+def test_a_queue_holds_keys_of_unit_norm_after_training(tmp_path, arrays, build):
+    method = build()
+    trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(method, ArrayImages(str(arrays), batch_size=8))
+    assert method.queue.filled == 20
+    assert torch.allclose(method.queue.keys.norm(dim=1), torch.ones(20), atol=1e-5)
