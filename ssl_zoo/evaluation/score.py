@@ -1,0 +1,44 @@
+"""A measurement as what it is a mean of, so that two encoders are compared image by image or draw by draw."""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Unit = Literal["image", "draw", "episode", ""]
+
+
+class Score(NamedTuple):
+    """The mean of `units`, which have the same order for every encoder measured on the same data."""
+
+    units: Tensor    # [n] float64: for each image 1 where it was right, for each draw or episode its share of right ones
+    of: Unit = ""    # what a unit is; "" for one number that is no mean
+
+    @property
+    def value(self) -> float:
+        return self.units.mean().item()
+
+    @property
+    def spread(self) -> float | None:
+        """Half of the 95 % interval of the mean over images or episodes; over draws their standard deviation.
+
+        None for a single number, of which nobody knows.
+        """
+        if len(self.units) < 2 or not self.of:
+            return None
+        deviation = self.units.std().item()
+        return deviation if self.of == "draw" else 1.96 * deviation / math.sqrt(len(self.units))
+
+
+def number(value: float) -> Score:
+    """A score that is no mean of anything."""
+    return Score(torch.tensor([value], dtype=torch.float64))
+
+
+def difference(one: Score, other: Score) -> tuple[float, float | None]:
+    """`one` less `other`, and half of its 95 % interval from the differences unit by unit; None where there are none."""
+    if not one.of or len(one.units) != len(other.units) or len(one.units) < 2:
+        return one.value - other.value, None
+    apart = one.units - other.units
+    return apart.mean().item(), 1.96 * apart.std().item() / math.sqrt(len(apart))
