@@ -1,5 +1,6 @@
 """Encoders: images in, one feature vector or one feature map per image out. They normalise for themselves."""
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,9 +25,10 @@ class Encoder(nn.Module, ABC):
         mean: of each channel, subtracted from images in [0, 1].
         std: of each channel, divides what is left.
         weights: file to start from: an exported encoder (.safetensors) or the backbone's state dict (.pth, as
-            torchvision publishes it; a classifier `fc` in it is left out). Random where left out.
+            torchvision publishes it; the classifier in it is left out). Random where left out.
     """
 
+    classifier = "fc"   # the backbone's name for what `weights` may have and features do without
     backbone: nn.Module
     mean: Tensor
     std: Tensor
@@ -65,7 +67,7 @@ class Encoder(nn.Module, ABC):
             load_strictly(self, state, self.weights)
             self.arguments |= {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
         else:
-            state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+            state = {name: value for name, value in state.items() if not name.startswith(f"{self.classifier}.")}
             load_strictly(self.backbone, state, self.weights)
 
 
@@ -142,6 +144,45 @@ class NarrowResNet(_ResNet):
         self.start()
 
 
+class Torchvision(Encoder):
+    """Any classification model of torchvision by name; features are what its last linear layer reads.
+
+    For a plain ResNet take `ResNet`, which has feature maps too.
+
+    Args:
+        name: torchvision's name of the model, such as convnext_tiny.
+        mean: of each channel, subtracted from images in [0, 1].
+        std: of each channel, divides what is left.
+        weights: file to start from: an exported encoder (.safetensors) or a torchvision state dict (.pth).
+    """
+
+    def __init__(self, name: str, mean: tuple[float, float, float] = IMAGENET_MEAN,
+                 std: tuple[float, float, float] = IMAGENET_STD, weights: str | None = None):
+        super().__init__(mean, std, weights)
+        names = torchvision.models.list_models(torchvision.models)
+        if name not in names:
+            close = ", ".join(difflib.get_close_matches(name, names)) or "those of torchvision.models.list_models()"
+            raise ValueError(f"torchvision has no classification model named {name}; it has {close}")
+        net = torchvision.models.get_model(name)
+        last = [place for place, module in net.named_modules() if isinstance(module, nn.Linear)][-1:]
+        if not last:
+            raise ValueError(f"torchvision's {name} ends in no linear layer, so that nobody knows where its features "
+                             "are; choose another model, such as convnext_tiny")
+        self.classifier = last[0]
+        self.dim = net.get_submodule(self.classifier).in_features
+        net.set_submodule(self.classifier, nn.Identity())
+        self.arguments |= {"name": name}
+        self.backbone = net
+        self.start()
+
+    def maps(self, images: Tensor) -> Tensor:
+        raise ValueError(f"ssl_zoo does not know where torchvision's {self.arguments['name']} has its feature maps; "
+                         "ResNet and Timm encoders have some")
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.backbone(self.normalize(images))
+
+
 class Timm(Encoder):
     """Any model of the timm library by name, without its classifier. Needs the extra: pip install ssl_zoo[timm].
 
@@ -150,7 +191,7 @@ class Timm(Encoder):
         image_size: side of the images, for models whose position embeddings depend on it; theirs where left out.
         mean: of each channel, subtracted from images in [0, 1].
         std: of each channel, divides what is left.
-        weights: file to start from: an exported encoder (.safetensors) or a timm state dict without classifier.
+        weights: file to start from: an exported encoder (.safetensors) or a timm state dict.
     """
 
     def __init__(self, name: str, image_size: int | None = None, mean: tuple[float, float, float] = IMAGENET_MEAN,
@@ -173,7 +214,7 @@ class Timm(Encoder):
         if getattr(net, "head_hidden_size", net.num_features) != net.num_features:
             raise ValueError(f"timm's {name} has a layer between its pooling and its classifier, so that its features "
                              f"are no pooled map; choose another model, such as resnet50 or vit_small_patch16_224")
-        self.backbone, self.dim = net, net.num_features
+        self.backbone, self.dim, self.classifier = net, net.num_features, net.default_cfg["classifier"]
         self.start()
 
     def maps(self, images: Tensor) -> Tensor:

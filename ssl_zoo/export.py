@@ -1,5 +1,6 @@
 """An encoder as two files that any torch program can read: tensors (.safetensors) and what they are (.json)."""
 
+import hashlib
 import json
 from inspect import isabstract
 from pathlib import Path
@@ -42,6 +43,15 @@ def save_encoder(encoder: encoders.Encoder, path: str | Path, *, size: int | Non
     save_file({name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}, path)
     description_path.write_text(text + "\n")
     return path
+
+
+def fingerprint(encoder: encoders.Encoder) -> str:
+    """Of the weights and the architecture: another one when any changes."""
+    digest = hashlib.blake2b(f"{type(encoder).__name__}{encoder.arguments}".encode(), digest_size=8)
+    for name, value in encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def files(path: str | Path) -> tuple[Path, Path]:

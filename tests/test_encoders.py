@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 from torchvision.transforms.v2.functional import normalize
 
-from ssl_zoo.encoders import Encoder, NarrowResNet, ResNet, Timm, load_strictly
+from ssl_zoo.encoders import Encoder, NarrowResNet, ResNet, Timm, Torchvision, load_strictly
 from ssl_zoo.export import save_encoder
 
 MEAN, STD = (0.2, 0.5, 0.7), (0.1, 0.3, 0.6)
@@ -211,6 +211,41 @@ def test_a_timm_encoder_starts_from_a_timm_state_dict(timm, tmp_path):
     encoder = Timm("test_resnet", weights=saved(state, tmp_path / "timm.pth"))
     for name, value in encoder.backbone.state_dict().items():
         assert torch.equal(value, state[name]), name
+
+
+def test_a_timm_encoder_leaves_the_classifier_of_a_whole_state_dict_out(timm, tmp_path):
+    state = lively(timm.create_model("test_resnet", num_classes=7)).state_dict()
+    encoder = Timm("test_resnet", weights=saved(state, tmp_path / "timm.pth"))
+    assert encoder.backbone.state_dict().keys() == {name for name in state if not name.startswith("fc.")}
+
+
+# A name for each place where torchvision keeps its classifiers
+@pytest.mark.parametrize(("name", "classifier"), [
+    ("resnext50_32x4d", "fc"), ("mobilenet_v3_small", "classifier.3"), ("vit_b_32", "heads.head"), ("swin_t", "head")])
+def test_a_torchvision_model_gives_what_its_classifier_reads(name, classifier, tmp_path):
+    published, images = lively(torchvision.models.get_model(name)), pixels(2, 3, 224, 224)
+    encoder = Torchvision(name, weights=saved(published.state_dict(), tmp_path / "published.pth")).eval()
+    read = []
+    published.get_submodule(classifier).register_forward_hook(lambda module, inputs, output: read.append(inputs[0]))
+    published(normalize(images / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    assert encoder(images).shape == (2, encoder.dim)
+    assert torch.allclose(encoder(images), read[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_torchvision_model_without_a_linear_classifier_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match="squeezenet1_1 ends in no linear layer") as error:
+        Torchvision("squeezenet1_1")
+    assert one_sentence(error)
+
+
+def test_a_name_that_torchvision_does_not_know_is_refused_with_names_like_it():
+    with pytest.raises(ValueError, match="torchvision has no classification model named convnext_tinny; it has convne"):
+        Torchvision("convnext_tinny")
+
+
+def test_a_torchvision_encoder_says_that_it_has_no_maps():
+    with pytest.raises(ValueError, match="mobilenet_v3_small has its feature maps"):
+        Torchvision("mobilenet_v3_small").maps(pixels(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize("make", [lambda path: ResNet(34, weights=path),

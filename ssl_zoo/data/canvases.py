@@ -4,7 +4,6 @@ The file is an index, one ENTRY for each image, and then their pixels, each imag
 """
 
 import functools
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ import torchvision.transforms.v2.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ssl_zoo.data.sources import Files, load_ahead
+from ssl_zoo.data.sources import Files, file_states, load_ahead
 from ssl_zoo.views import Canvases, Crops, Key
 
 ENTRY = np.dtype([("offset", "<i8"), ("height", "<i4"), ("width", "<i4")])   # no height: it could not be read
@@ -49,7 +48,7 @@ def decode_once(files: Files, folder: str, size: int, workers: int) -> Decoded:
         size: of the reduced images' shorter side, pixels.
         workers: processes that decode; 0 decodes in this one.
     """
-    path = Path(folder).absolute() / f"canvases_{size}_{fingerprint(files.names, size)}.bin"
+    path = Path(folder).absolute() / f"canvases_{size}_{file_states(files.names)}.bin"
     if not path.is_file():
         half = path.with_suffix(f".{uuid4().hex[:8]}.half")   # its own, for another node may write there too
         try:
@@ -65,15 +64,6 @@ def decode_once(files: Files, folder: str, size: int, workers: int) -> Decoded:
                           " make room there, give another --data.cache, or leave it out to decode in every epoch"
                           ) from error
     return Decoded(functools.partial(read_canvas, path), files.names, files.labels, files.size)
-
-
-def fingerprint(names: Sequence[str], size: int) -> str:
-    """Of the files as they are: another one when any is added, removed, renamed or changed."""
-    digest = hashlib.sha256(str(size).encode())
-    for name in names:
-        state = os.stat(name)
-        digest.update(os.fsencode(f"\n{os.path.abspath(name)}\0{state.st_size}\0{state.st_mtime_ns}"))
-    return digest.hexdigest()[:16]
 
 
 def write(file: BinaryIO, files: Files, size: int, workers: int) -> None:

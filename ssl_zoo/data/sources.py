@@ -1,5 +1,7 @@
 """Where images come from: tensors in memory, or files that workers decode; and the order in which they come."""
 
+import hashlib
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -55,6 +57,13 @@ class Resident:
         """One image, uint8 [3, H, W]."""
         return self.images[i].cpu()
 
+    def fingerprint(self) -> str:
+        """Of pixels and labels: another one when any changes."""
+        digest = hashlib.blake2b(str(list(self.images.shape)).encode(), digest_size=8)
+        for values in (self.images, self.labels):
+            digest.update(values.cpu().contiguous().numpy())
+        return digest.hexdigest()
+
     def as_files(self) -> "Files":
         """The same images one by one, for workers that draw their views."""
         return Files(self.read, [f"image {i}" for i in range(len(self))], self.labels.cpu(), self.images.shape[-1])
@@ -102,6 +111,12 @@ class Files:
         found = torch.tensor(index, dtype=torch.long)
         batch = self.plain(images) if order.key is None or not images else self.for_training(images, order.key)
         return batch, self.labels[found], found
+
+    def fingerprint(self) -> str:
+        """Of the files, their labels and the plain images' size: another one when any changes."""
+        digest = hashlib.blake2b(f"{file_states(self.names)}{self.size}".encode(), digest_size=8)
+        digest.update(self.labels.numpy())
+        return digest.hexdigest()
 
     def plain(self, images: Sequence[Tensor]) -> Tensor:
         middles = [centre(image, self.size) for image in images]
@@ -205,6 +220,18 @@ class Loader:
                                  "false to skip such files")
             warnings.warn(f"{self.source.names[i]} cannot be read as an image and is skipped "
                           f"({len(self.unreadable)} so far; set strict to true to refuse)", stacklevel=2)
+
+
+def file_states(names: Sequence[str]) -> str:
+    """Of files as they are: another one when any is added, removed, renamed or changed. Other names count as they are.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for name in names:
+        digest.update(os.fsencode(f"\n{name}"))
+        if os.path.isfile(name):
+            state = os.stat(name)
+            digest.update(os.fsencode(f"\0{os.path.abspath(name)}\0{state.st_size}\0{state.st_mtime_ns}"))
+    return digest.hexdigest()
 
 
 def load_ahead(source: Any, plan: Sequence[Any], workers: int, pin_memory: bool = False) -> Iterator[Any]:

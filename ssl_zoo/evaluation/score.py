@@ -12,7 +12,7 @@ Unit = Literal["image", "draw", "episode", ""]
 class Score(NamedTuple):
     """The mean of `units`, which have the same order for every encoder measured on the same data."""
 
-    units: Tensor    # [n] float64: for each image 1 where it was right, for each draw or episode its share of right ones
+    units: Tensor    # [n] float64: for each image 1 where it was right, for each draw or episode its accuracy
     of: Unit = ""    # what a unit is; "" for one number that is no mean
 
     @property
@@ -37,7 +37,7 @@ def number(value: float) -> Score:
 
 
 def difference(one: Score, other: Score) -> tuple[float, float | None]:
-    """`one` less `other`, and half of its 95 % interval from the differences unit by unit; None where there are none."""
+    """`one` less `other`, and half of its 95 % interval from the differences unit by unit; None without units."""
     if not one.of or len(one.units) != len(other.units) or len(one.units) < 2:
         return one.value - other.value, None
     apart = one.units - other.units

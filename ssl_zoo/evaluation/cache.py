@@ -1,0 +1,72 @@
+"""Features taken once and kept on disk, so that a second evaluation of an encoder on the same images reads them."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ssl_zoo.encoders import Encoder
+from ssl_zoo.evaluation.features import Features
+
+
+@torch.no_grad()
+def extract(encoder: Encoder, batches: Iterable[Any], half: bool = False) -> Features:
+    """What `encoder` makes of plain batches (uint8 images [B, 3, H, W], labels, places), in the order of the places.
+
+    In evaluation mode, float32 and without autocast, where the encoder is; the features come to the CPU.
+
+    Args:
+        half: keep them in float16.
+    """
+    encoder.eval()
+    device = encoder.mean.device
+    rows: list[Tensor] = []
+    labels, places = [], []
+    with torch.autocast(device.type, enabled=False):
+        for images, some_labels, some_places in batches:
+            rows.append(encoder(images.to(device)).to(torch.float16 if half else torch.float32).cpu())
+            labels.append(some_labels.cpu())
+            places.append(some_places.cpu())
+    x, all_places = torch.cat(rows), torch.cat(places)
+    order = all_places.argsort()
+    return Features(x[order], torch.cat(labels)[order], all_places[order])
+
+
+def check_finite(features: Features, names: Sequence[str]) -> None:
+    """Raises a ValueError that names images whose features are not finite; `names` are those of all places."""
+    wrong = features.places[~features.x.isfinite().all(1)].tolist()
+    if wrong:
+        raise ValueError(f"the features of {len(wrong)} of {len(features.x)} images are not finite, such as those of "
+                         f"{', '.join(names[i] for i in wrong[:3])}: the encoder's weights have overflowed, or half "
+                         "precision cannot hold its features; take an earlier checkpoint, or leave out --half")
+
+
+def cached(path: Path, make: Callable[[], Features]) -> Features:
+    """The features in the file, or those that `make` makes, which are then kept there for the next time.
+
+    The path must name all that the features depend on. A file that cannot be read is made anew, and where none can be
+    written the features are used all the same.
+    """
+    try:
+        kept = load_file(path)
+        return Features(kept["x"], kept["labels"], kept["places"])
+    except (OSError, SafetensorError, KeyError):
+        features = make()
+    half = path.with_suffix(f".{uuid4().hex[:8]}.half")   # its own, for another run may write there too
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in features._asdict().items()}, half)
+        half.replace(path)
+    except (OSError, SafetensorError) as error:           # a full disk is either
+        rank_zero_warn(f"the features of {len(features.x)} images could not be kept in {path.parent} ({error}): make "
+                       "room there; the evaluation goes on without, and the next one takes them anew")
+        with suppress(OSError):
+            half.unlink()
+    return features
