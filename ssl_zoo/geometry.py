@@ -60,7 +60,7 @@ def crop_and_resize(images: Tensor, crops: Tensor, size: int, interpolation: str
             most (bfloat16: ten times that).
 
     Returns:
-        [V, B, C, size, size] float32 in [0, 1].
+        [V, B, C, size, size] float32 in [0, 1], not contiguous: whoever keeps it copies it once, to where it goes.
     """
     (views, batch), (_, channels, rows, columns) = crops.shape[:2], images.shape
     top, left, height, width, flipped, vertically = crops.transpose(0, 1).reshape(-1, 6).unbind(1)     # [B * V] each
@@ -70,8 +70,7 @@ def crop_and_resize(images: Tensor, crops: Tensor, size: int, interpolation: str
     lines = images.transpose(1, 2).to(dtype).contiguous()                              # read once for all V views
     y = torch.bmm(vertical.view(batch, views * size, rows), lines.view(batch, rows, channels * columns))
     y = torch.bmm(y.view(batch * views, size * channels, columns), horizontal.transpose(1, 2))         # [B*V, S*C, S]
-    y = y.view(batch, views, size, channels, size).permute(1, 0, 3, 2, 4)
-    y = y.float().contiguous()
+    y = y.view(batch, views, size, channels, size).permute(1, 0, 3, 2, 4).float()
     return y.clamp_(0, 1) if interpolation == "bicubic" else y
 
 

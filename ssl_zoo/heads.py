@@ -43,14 +43,15 @@ class MultiHead(nn.Module):
 
     Args:
         heads: how many, at least 1.
-        widths: of each, as in `mlp`, without BatchNorm.
+        widths: of each, as in `mlp`.
+        norm: BatchNorm between the layers of each.
     """
 
-    def __init__(self, heads: int, *widths: int):
+    def __init__(self, heads: int, *widths: int, norm: bool = False):
         super().__init__()
         if heads < 1:
             raise ValueError(f"a method projects with 1 or more heads, not {heads}")
-        self.heads = nn.ModuleList(mlp(*widths, norm=False) for _ in range(heads))
+        self.heads = nn.ModuleList(mlp(*widths, norm=norm) for _ in range(heads))
 
     def forward(self, features: Tensor) -> Tensor:
         return torch.stack([head(features) for head in self.heads], 1)

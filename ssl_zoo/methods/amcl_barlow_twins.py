@@ -17,7 +17,7 @@ class AMCLBarlowTwins(Method):
 
     Args:
         heads: projectors, at least 1.
-        projector: widths of each after the encoder, without BatchNorm.
+        projector: widths of each after the encoder, with BatchNorm between the layers.
         global_batch: images in a training batch of all processes together.
         redundancy_weight: of the terms off the diagonal.
         regularizer_weight: of what keeps temperatures from 0; the paper's beta.
@@ -29,12 +29,12 @@ class AMCLBarlowTwins(Method):
         schedule: multiplies the lr by progress through training.
     """
 
-    def __init__(self, global_batch: int, heads: int = 3, projector: Sequence[int] = (2048, 2048),
+    def __init__(self, global_batch: int, heads: int = 3, projector: Sequence[int] = (2048, 2048, 2048),
                  redundancy_weight: float = 0.005, regularizer_weight: float = 1e-6, floor: float = 1e-5,
                  form: AdaptiveForm = "bounded", **kwargs: Any):
         super().__init__(**kwargs)
         self.augment.two_views("AMCLBarlowTwins")
-        self.projectors = MultiHead(heads, self.encoder.dim, *projector)
+        self.projectors = MultiHead(heads, self.encoder.dim, *projector, norm=True)
         self.temperature = PairTemperature(global_batch, floor=floor)
         self.redundancy_weight, self.regularizer_weight, self.form = redundancy_weight, regularizer_weight, form
 
