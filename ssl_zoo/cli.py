@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import json
 import logging
 import os
 import re
@@ -21,6 +22,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytorch_lightning as pl
 import torch
+import yaml
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -28,8 +30,9 @@ from torch import Tensor
 
 from ssl_zoo import data, encoders, evaluation, methods, monitor, optim
 from ssl_zoo.distributed import run_seed
+from ssl_zoo.evaluation import summary
 from ssl_zoo.evaluation.report import epoch, whole_recipe
-from ssl_zoo.export import save_encoder
+from ssl_zoo.export import files, load_encoder, save_encoder
 from ssl_zoo.method import Method
 from ssl_zoo.preview import match_sheet, view_sheet
 from ssl_zoo.specs import PRESETS
@@ -144,7 +147,82 @@ def readable(source: Any, places: Iterable[int]) -> Iterator[Tensor]:
             continue
 
 
-COMMANDS = {"export": export, "preview": preview}   # beside those of Lightning's command line
+def evaluate(arguments: Sequence[str]) -> None:
+    """Measure encoders on a data set by named protocols: a table, report.json, report.md and pictures in one folder.
+
+    ENCODER is an exported encoder (.safetensors), a training checkpoint (.ckpt), or a model of torchvision or timm by
+    name, with weights from a file: resnet50=resnet50.pth. A name alone is that model untrained.
+    """
+    suite = import_module("ssl_zoo.suite")   # and matplotlib, for which no other command should wait
+    parser = Parser("ssl-zoo evaluate", description=evaluate.__doc__ or "")
+    parser.add_argument("encoders", nargs="+", metavar="ENCODER", help="what to evaluate; several are compared")
+    parser.add_subclass_arguments(data.Images, "data", required=False, help="images; those of the first encoder's own "
+                                  "run where left out")
+    parser.add_argument("--output", type=Path, default=Path("evaluation"), help="folder of the report and of the "
+                        "features, which a second call reuses")
+    parser.add_argument("--protocols", nargs="+", choices=list(suite.PROTOCOLS), default=list(suite.QUICK),
+                        help="what to measure; linear_simclr and finetune_simclr train on images, for long")
+    parser.add_argument("--dense", type=Path, help="folder in Pascal VOC's layout, for a linear probe on feature maps")
+    parser.add_argument("--epochs", type=int, help="of linear_simclr and finetune_simclr, instead of their own")
+    parser.add_argument("--half", action="store_true", help="keep the features in float16")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    found = {name_of(given, options.encoders): read_encoder(given) for given in options.encoders}
+    if "data" not in options or options.data is None:
+        options = parser.parse_args([*arguments, "--data", json.dumps(own_data(options.encoders[0]))])
+    images = parser.instantiate_classes(options).data
+    images.prepare_data()
+    images.setup("fit")
+    measured = suite.evaluate({name: encoder.to(options.device) for name, encoder in found.items()}, images,
+                              options.output, protocols=options.protocols, dense=options.dense, epochs=options.epochs,
+                              half=options.half)
+    print(summary.as_text(summary.rows({name: one.scores for name, one in measured.items()})))
+    for name, one in measured.items():
+        print("".join(f"left out, {name}: {said}\n" for said in one.left_out), end="")
+    print(options.output / "report.md")
+
+
+def read_encoder(given: str) -> encoders.Encoder:
+    """An encoder by its file, its checkpoint, or its name, with weights from a file after an equals sign."""
+    if given.endswith(".ckpt"):
+        checkpoint = check_whole(Path(given))
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        return load_method(checkpoint, content.get("hyper_parameters", {})).evaluated
+    if files(given)[1].is_file() or given.endswith(".safetensors"):
+        return load_encoder(given)
+    name, _, weights = given.partition("=")
+    kind = encoders.named(name)
+    if kind is None:
+        raise ValueError(f"there is no encoder {given}: give an exported encoder's .safetensors, a .ckpt, or the name "
+                         "of a model of torchvision or timm, with its weights as in resnet50=resnet50.pth")
+    return kind(weights=weights or None)
+
+
+def name_of(given: str, others: Sequence[str]) -> str:
+    """A column's heading: the run's folder for what a run has left, as far as it tells the encoders apart."""
+    def short(one: str) -> str:
+        name = one.partition("=")[0]
+        path = Path(name)
+        parts = [part for part in path.with_suffix("").parts if part not in ("checkpoints", "encoder", "last", "runs", "/")]
+        return "/".join(parts[-2:]) if len(path.parts) > 1 or path.suffix else name
+    return short(given) if [short(other) for other in others].count(short(given)) <= 1 else given
+
+
+def own_data(given: str) -> Any:
+    """The images that a run's encoder has learnt from, as its recipe names them."""
+    described, config = files(given)[1], Path(given).absolute().parents[1] / "config.yaml"
+    recipe = None
+    if given.endswith(".ckpt") and config.is_file():
+        recipe = yaml.safe_load(config.read_text())
+    elif described.is_file():
+        recipe = json.loads(described.read_text())["recipe"]
+    if not isinstance(recipe, dict) or "data" not in recipe:
+        raise ValueError(f"nobody knows on which images to evaluate {given}: name them with --data, as in --data "
+                         "ImageFolder --data.root my_images")
+    return recipe["data"]
+
+
+COMMANDS = {"evaluate": evaluate, "export": export, "preview": preview}   # beside those of Lightning's command line
 
 
 def check_whole(checkpoint: Path) -> Path:

@@ -1,8 +1,12 @@
 """Encoders: images in, one feature vector or one feature map per image out. They normalise for themselves."""
 
 import difflib
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -231,6 +235,19 @@ class Timm(Encoder):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.backbone(self.normalize(images))             # pooled as the model does: a ViT by its class token
+
+
+def named(name: str) -> Callable[..., Encoder] | None:
+    """What builds the model of this name with `weights`: torchvision's where it has one, else timm's; None for neither.
+
+    timm/<name> is timm's in any case.
+    """
+    if (plain := re.fullmatch(r"resnet(18|34|50|101|152)", name)) is not None:
+        return partial(ResNet, int(plain[1]))          # the same net, with feature maps
+    if name in torchvision.models.list_models(torchvision.models):
+        return partial(Torchvision, name)
+    name = name.removeprefix("timm/")
+    return partial(Timm, name) if find_spec("timm") and import_module("timm").is_model(name) else None
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from ssl_zoo.evaluation.features import FeatureCallback, Features, Pass
 from ssl_zoo.evaluation.health import feature_std, rankme, uniformity
 from ssl_zoo.evaluation.knn import PROTOCOLS, Protocol, knn_accuracy, knn_scores, nearest
 from ssl_zoo.evaluation.linear import train_head
+from ssl_zoo.evaluation.neighbours import Found, find_neighbours, neighbour_sheet
 from ssl_zoo.pictures import INK, PAPER, TILE, WRONG, Tile, publish, resized, sheet, shorten, to_tensor
 from tests.conftest import finish, simclr, trainer
 
@@ -419,6 +420,39 @@ def test_neighbours_are_the_nearest_training_images_and_never_the_query_itself(o
         by_cosine = sorted(range(30), key=lambda i, query=query: -cosine(train.x[i].tolist(), test.x[query].tolist()))
         expected = [i for i in by_cosine if not (own and i == query)][:8]
         assert near == [(0, i, train.labels[i]) for i in expected]
+
+
+def test_a_twin_of_an_image_is_its_neighbour_and_the_image_itself_is_not():
+    train = as_floats(features(normal(3, 8).repeat_interleave(2, 0)))       # each image twice
+    for query, *near in find_neighbours(train, train, queries=6):
+        assert len(near) == 5
+        assert near[0].place == query.place ^ 1
+        assert query.place not in [other.place for other in near]
+
+
+def test_found_images_are_named_by_their_places_and_not_by_their_rows():
+    train, test = (as_floats(blobs(12, seed=seed)) for seed in (0, 1))
+    rows = find_neighbours(train, test, 3)
+    moved = find_neighbours(train._replace(places=train.places + 100), test._replace(places=test.places + 50), 3)
+    assert moved == [[(part, place + (50 if part else 100), label) for part, place, label in row] for row in rows]
+
+
+def test_a_sheet_of_neighbours_shows_each_image_at_its_place_and_crosses_those_of_another_class():
+    colours = {(-1, 7): (10, 0, 0), (0, 3): (0, 10, 0), (0, 4): (0, 0, 10), (0, 5): (10, 10, 10)}
+
+    def image(part, place):
+        return torch.tensor(colours[part, place]).byte()[:, None, None].expand(3, 4, 4)
+
+    row = [Found(-1, 7, 1), Found(0, 3, 1), Found(0, 4, 0), Found(0, 5, -1)]
+    shown = neighbour_sheet([row], image, ["cat", "dog"])
+    middles = [int(np.flatnonzero((np.asarray(shown) == colour).all(-1).any(0)).mean()) for colour in colours.values()]
+    assert middles == sorted(middles)
+    crossed = [has(shown.crop((x - TILE // 2 - 2, 0, x + TILE // 2, shown.height)), WRONG) for x in middles]
+    assert crossed == [False, False, True, False]                            # an unknown class is not another one
+    nameless = neighbour_sheet([row], image, [])
+    assert nameless.tobytes() != shown.tobytes()
+    unknown = neighbour_sheet([[Found(-1, 7, -1), *row[1:]]], image, ["cat", "dog"])
+    assert not has(unknown, WRONG)
 
 
 # Pictures

@@ -49,6 +49,20 @@ def read_segmentation(root: str | Path, split: str, size: tuple[int, int] | None
     return Segmentation(torch.stack(images), torch.stack(masks), classes)
 
 
+def splits(root: str | Path) -> tuple[str, str]:
+    """The parts to learn from and to test on: train, and test where it has masks to list, else val."""
+    lists = Path(root) / "ImageSets" / "Segmentation"
+    return "train", "test" if (lists / "test.txt").is_file() else "val"
+
+
+def common_size(root: str | Path, short: int = 224) -> tuple[int, int]:
+    """Height and width for a whole set: the first image's, its shorter side `short`, in multiples of 32 pixels."""
+    root = Path(root)
+    height, width = read_image(root / "JPEGImages" / f"{read_names(root, 'train')[0]}.jpg").shape[1:]
+    scale = short / min(height, width)
+    return max(32, round(height * scale / 32) * 32), max(32, round(width * scale / 32) * 32)
+
+
 def read_names(root: Path, split: str) -> list[str]:
     lists = root / "ImageSets" / "Segmentation"
     path = lists / f"{split}.txt"

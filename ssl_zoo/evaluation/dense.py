@@ -85,10 +85,17 @@ def dense_linear(train_maps: Tensor, train_masks: Tensor, test_maps: Tensor, tes
     for maps, masks in ((train_maps, train_masks), (test_maps, test_masks)):
         check(maps, masks, classes)
     head = train_dense_head(train_maps, train_masks, classes, epochs=epochs, batch=batch, lr=lr, seed=seed)
-    counts = torch.zeros(classes, classes, dtype=torch.long, device=test_maps.device)
-    with torch.no_grad(), torch.autocast(test_maps.device.type, enabled=False):
-        for maps, masks in zip(test_maps.split(batch), test_masks.split(batch), strict=True):
-            counts += confusion(pixel_logits(head, maps, masks).argmax(1), masks, classes)
+    return dense_iou(head, test_maps, test_masks, classes, batch)
+
+
+@torch.no_grad()
+def dense_iou(head: Head, maps: Tensor, masks: Tensor, classes: int, batch: int = 16) -> IoU:
+    """The IoU of what a trained head predicts for the pixels of `masks` [N, H, W] from `maps` [N, D, h, w]."""
+    check(maps, masks, classes)
+    counts = torch.zeros(classes, classes, dtype=torch.long, device=maps.device)
+    with torch.autocast(maps.device.type, enabled=False):
+        for some, truth in zip(maps.split(batch), masks.split(batch), strict=True):
+            counts += confusion(pixel_logits(head, some, truth).argmax(1), truth, classes)
     return mean_iou(counts)
 
 
@@ -108,8 +115,8 @@ def check_range(labels: Tensor, classes: int) -> None:
                          f"{classes - 1}, or 255 in a mask for pixels to ignore")
 
 
-def train_dense_head(maps: Tensor, masks: Tensor, classes: int, *, epochs: int, batch: int, lr: float,
-                     seed: int) -> Head:
+def train_dense_head(maps: Tensor, masks: Tensor, classes: int, *, epochs: int = 10, batch: int = 16, lr: float = 0.05,
+                     seed: int = 0) -> Head:
     """A head for the cells of `maps`, learnt from the pixels of `masks`. The run's random numbers are not touched."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(maps.device.type, enabled=False):
         head = Head(*channel_statistics(maps), classes)

@@ -1,15 +1,37 @@
 """Health of features without labels: does the encoder tell images apart, and by how many directions?"""
 
 import math
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from ssl_zoo.evaluation.features import FeatureCallback, Features
+from ssl_zoo.evaluation.knn import unit
 
-SAMPLE = 5000   # images; RankMe needs a singular value decomposition of [SAMPLE, D]
+SAMPLE = 5000   # images that the callback looks at
+BINS = 100      # of a histogram of cosines, from -1 to 1
+
+
+class Tolerance(NamedTuple):
+    """How near images of one class are to each other, by the cosine."""
+
+    joint: float         # mean over all pairs, an image with itself too, of the cosine or 0 where the classes differ
+    conditional: float   # mean over the pairs of two images of one class; NaN where there are none
+
+
+class Distribution(NamedTuple):
+    """Of cosines."""
+
+    counts: Tensor   # [BINS] int64
+    mean: float
+    variance: float
+
+
+class Similarities(NamedTuple):
+    positives: Distribution   # of two views of one image
+    negatives: Distribution   # of views of two images
 
 
 def feature_std(x: Tensor) -> float:
@@ -17,28 +39,105 @@ def feature_std(x: Tensor) -> float:
 
     Sec. 4.1 of SimSiam, arXiv:2011.10566.
     """
-    return F.normalize(x, dim=-1).std(0).mean().item() * math.sqrt(x.shape[1])
+    return unit(x).std(0).mean().item() * math.sqrt(x.shape[1])
 
 
-def rankme(x: Tensor) -> float:
+def rankme(x: Tensor, chunk: int = 1000) -> float:
     """Effective rank of `x` [N, D]: the exponential of the entropy of its singular values' shares, 1 to min(N, D).
 
-    Eq. (1) and (2) of RankMe, arXiv:2210.02885, on float64 features.
+    Eq. (1) and (2) of RankMe, arXiv:2210.02885, on float64 features. The singular values are the roots of the
+    eigenvalues of the smaller Gram matrix.
     """
-    values = torch.linalg.svdvals(x.double())
-    shares = values / values.sum().clamp_min(1e-12) + 1e-7   # the paper's epsilon
+    tall = x if len(x) >= x.shape[1] else x.T
+    gram = x.new_zeros(tall.shape[1], tall.shape[1], dtype=torch.float64)
+    for rows in tall.split(chunk):
+        rows = rows.double()
+        gram.addmm_(rows.T, rows)
+    squares = torch.linalg.eigvalsh(gram)
+    values = torch.where(squares > 1e-14 * squares[-1], squares, 0).sqrt()      # below is rounding alone
+    shares = values / values.sum().clamp_min(1e-300) + 1e-7                     # the paper's epsilon
     return torch.exp(-(shares * shares.log()).sum()).item()
 
 
-def uniformity(x: Tensor, t: float = 2.0, chunk: int = 1000) -> float:
+def uniformity(x: Tensor, t: float = 2.0, chunk: int = 1024) -> float:
     """log of the mean of exp(-t d^2) over all pairs of unit features; 0 at collapse, lower is more even.
 
-    Eq. (2) of Wang and Isola, arXiv:2005.10242.
+    Eq. (2) of Wang and Isola, arXiv:2005.10242. NaN for one image.
     """
-    x = F.normalize(x, dim=-1)
-    total = sum(torch.exp(-2 * t * (1 - rows @ x.T)).double().sum() for rows in x.split(chunk))   # d^2 = 2 - 2 cosine
-    pairs = len(x) * (len(x) - 1)
-    return math.log(max((float(total) - len(x)) / max(pairs, 1), 1e-300))
+    parts = unit(x).split(chunk)
+    total = 0.0
+    for i, rows in enumerate(parts):
+        for j, others in enumerate(parts[:i + 1]):
+            terms = (rows @ others.T).sub_(1).mul_(2 * t).exp_()      # d^2 = 2 - 2 cosine
+            total += (terms if i != j else terms.tril(-1)).sum().item()
+    pairs = len(x) * (len(x) - 1) / 2
+    return math.log(total / pairs) if pairs else math.nan
+
+
+def alignment(x: Tensor, y: Tensor, chunk: int = 1024) -> float:
+    """Mean squared distance of the unit features of two views, [N, D] each: 0 where they agree, 4 where opposite.
+
+    Eq. (1) of Wang and Isola, arXiv:2005.10242, with alpha 2.
+    """
+    check_views(x, y)
+    pairs = zip(x.split(chunk), y.split(chunk), strict=True)
+    return sum((unit(a) - unit(b)).square().sum().item() for a, b in pairs) / len(x)
+
+
+def tolerance(x: Tensor, labels: Tensor, chunk: int = 1024) -> Tolerance:
+    """Mean cosine of images of one class, over all pairs of images and over those pairs alone.
+
+    Sec. 3.2 of Wang and Liu, arXiv:2012.09740, has the first, which grows with the share of pairs of one class: the
+    sum over classes of |sum of their unit features|^2, over N^2. Images without a label (-1) are left out.
+    """
+    known = labels >= 0
+    if not known.any():
+        raise ValueError(f"tolerance compares images of one class, and none of {len(labels)} has a label")
+    x, (classes, members) = x[known], labels[known].unique(return_inverse=True)
+    sums = x.new_zeros(len(classes), x.shape[1], dtype=torch.float64)
+    squares = 0.0
+    for rows, own in zip(x.split(chunk), members.split(chunk), strict=True):
+        rows = unit(rows).double()
+        sums.index_add_(0, own, rows)
+        squares += rows.square().sum().item()      # of each with itself: 1, or 0 for a feature of length 0
+    total = sums.square().sum().item()
+    sizes = members.bincount()
+    pairs = (sizes * (sizes - 1)).sum().item()
+    return Tolerance(total / len(x) ** 2, (total - squares) / pairs if pairs else math.nan)
+
+
+def similarities(x: Tensor, y: Tensor, chunk: int = 1024) -> Similarities:
+    """Cosines of two views, [N, D] each, of the same images: row i of `x` with row i of `y`, and with all others."""
+    check_views(x, y)
+    x, y = unit(x), unit(y)
+    positives, everything = x.new_zeros(2, BINS + 2, dtype=torch.float64)
+    for i, rows in enumerate(x.split(chunk)):
+        for j, others in enumerate(y.split(chunk)):
+            cosines = (rows @ others.T).clamp_(-1, 1)      # rounding would put the nearest outside of the histogram
+            everything += tally(cosines)
+            if i == j:
+                positives += tally(cosines.diagonal())
+    return Similarities(distribution(positives), distribution(everything - positives))
+
+
+def tally(cosines: Tensor) -> Tensor:
+    """Counts in the bins, sum and sum of squares, [BINS + 2] float64: add them up over chunks."""
+    counts = torch.histc(cosines, BINS, -1, 1)
+    moments = torch.stack([cosines.sum(dtype=torch.float64), cosines.square().sum(dtype=torch.float64)])
+    return torch.cat([counts.double(), moments])
+
+
+def distribution(tally: Tensor) -> Distribution:
+    counts, (total, squares) = tally[:BINS].long(), tally[BINS:].tolist()
+    pairs = max(1, int(counts.sum()))
+    mean = total / pairs
+    return Distribution(counts, mean, max(0.0, squares / pairs - mean ** 2))
+
+
+def check_views(x: Tensor, y: Tensor) -> None:
+    if x.shape != y.shape:
+        raise ValueError(f"these are features of two views of the same images, not {list(x.shape)} and "
+                         f"{list(y.shape)}: give one row for each image to both")
 
 
 class Health(FeatureCallback):

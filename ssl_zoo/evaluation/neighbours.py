@@ -1,10 +1,12 @@
 """Pictures of the nearest training images of a few held-out ones."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ssl_zoo.distributed import run_folder
@@ -13,6 +15,14 @@ from ssl_zoo.evaluation.knn import nearest
 from ssl_zoo.pictures import Tile, publish, sheet
 
 NEIGHBOURS = 8
+
+
+class Found(NamedTuple):
+    """An image of a sheet."""
+
+    part: int    # 0 is the first, -1 the last
+    place: int   # in its part
+    label: int   # -1 where unknown
 
 
 class Neighbours(FeatureCallback):
@@ -29,14 +39,10 @@ class Neighbours(FeatureCallback):
     def __init__(self, queries: int = 10):
         super().__init__()
         self.queries = queries
-        self.found: list[list[tuple[int, int, int]]] = []   # for each query: part, place and label, its own first
+        self.found: list[list[Found]] = []
 
     def measure(self, train: Features, test: Features) -> dict[str, float]:
-        chosen = torch.from_numpy(np.sort(np.random.default_rng(0).permutation(len(test.x))[:self.queries]))
-        itself = int(test is train)                          # the nearest of an image of the bank is that image
-        _, rows = nearest(test.x[chosen], train.x, NEIGHBOURS + itself)
-        self.found = [[(-1, *at(test, query)), *((0, *at(train, row)) for row in near[itself:])]
-                      for query, near in zip(chosen.tolist(), rows.tolist(), strict=True)]
+        self.found = find_neighbours(train, test, self.queries)
         return {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -45,19 +51,42 @@ class Neighbours(FeatureCallback):
         if not trainer.is_global_zero or folder is None:
             return
         datamodule: Any = trainer.datamodule                 # type: ignore[attr-defined]
-        classes = getattr(datamodule, "classes", [])
-        heading = "left: query; right: its 8 nearest training images, nearest first"
-        picture = sheet([[tile(trainer, classes, *image, wanted=row[0][2]) for image in row] for row in self.found],
-                        heading + "; those of another class are crossed" * bool(classes), split=1)
+        loaders: Any = trainer.val_dataloaders
+
+        def image(part: int, place: int) -> Tensor:
+            loader = loaders[part] if isinstance(loaders, list) else loaders
+            return loader.image(place) if hasattr(loader, "image") else loader.dataset[place][0]
+
+        picture = neighbour_sheet(self.found, image, getattr(datamodule, "classes", []))
         publish(picture, "neighbours", folder, trainer.logger, trainer.global_step)
 
 
-def at(features: Features, row: int) -> tuple[int, int]:
-    return int(features.places[row]), int(features.labels[row])
+def find_neighbours(train: Features, test: Features, queries: int) -> list[list[Found]]:
+    """For each of some images of `test`, the same ones every time, itself and then its 8 nearest of `train`.
+
+    Where both are one and the same, an image is not its own neighbour.
+    """
+    chosen = torch.from_numpy(np.sort(np.random.default_rng(0).permutation(len(test.x))[:queries])).to(test.x.device)
+    _, rows = nearest(test.x[chosen], train.x, NEIGHBOURS, own=chosen if test is train else None)
+    return [[at(-1, test, query), *(at(0, train, row) for row in near)]
+            for query, near in zip(chosen.tolist(), rows.tolist(), strict=True)]
 
 
-def tile(trainer: pl.Trainer, classes: list[str], part: int, place: int, label: int, wanted: int) -> Tile:
-    loaders: Any = trainer.val_dataloaders
-    loader = loaders[part] if isinstance(loaders, list) else loaders
-    image: Tensor = loader.image(place) if hasattr(loader, "image") else loader.dataset[place][0]
-    return Tile(image, classes[label] if 0 <= label < len(classes) else "", wrong=label != wanted)
+def at(part: int, features: Features, row: int) -> Found:
+    return Found(part, int(features.places[row]), int(features.labels[row]))
+
+
+def neighbour_sheet(rows: Sequence[Sequence[Found]], image: Callable[[int, int], Tensor],
+                    classes: Sequence[str]) -> Image.Image:
+    """A row for each query, which stands left of its neighbours; those of another class are crossed.
+
+    Args:
+        rows: as `find_neighbours` returns them.
+        image: from part and place to [3, H, W], uint8 or float in [0, 1].
+        classes: names by label, none where there are no labels.
+    """
+    heading = f"left: query; right: its {NEIGHBOURS} nearest training images, nearest first"
+    heading += "; those of another class are crossed" * bool(classes)
+    return sheet([[Tile(image(part, place), classes[label] if 0 <= label < len(classes) else "",
+                        wrong=min(label, row[0].label) >= 0 and label != row[0].label) for part, place, label in row]
+                  for row in rows], heading, split=1)

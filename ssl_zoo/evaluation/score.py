@@ -27,8 +27,7 @@ class Score(NamedTuple):
         """
         if len(self.units) < 2 or not self.of:
             return None
-        deviation = self.units.std().item()
-        return deviation if self.of == "draw" else 1.96 * deviation / math.sqrt(len(self.units))
+        return self.units.std().item() if self.of == "draw" else half_interval(self.units)
 
 
 def number(value: float) -> Score:
@@ -41,4 +40,14 @@ def difference(one: Score, other: Score) -> tuple[float, float | None]:
     if not one.of or len(one.units) != len(other.units) or len(one.units) < 2:
         return one.value - other.value, None
     apart = one.units - other.units
-    return apart.mean().item(), 1.96 * apart.std().item() / math.sqrt(len(apart))
+    return apart.mean().item(), half_interval(apart)
+
+
+def half_interval(units: Tensor) -> float:
+    """Half of the 95 % interval of a mean by Student's t, whose quantile is Cornish and Fisher's series in 1 / degrees.
+
+    Within 2 % for 5 draws; 1.96 standard errors for many images.
+    """
+    z, degrees = 1.959964, len(units) - 1
+    t = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    return t * units.std().item() / math.sqrt(len(units))

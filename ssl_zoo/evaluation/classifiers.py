@@ -1,0 +1,195 @@
+"""Linear classifiers of frozen features that have no learning rate: a convex problem, Bayes' rule and a mean."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 1024   # images that exist in float64 at a time
+
+
+class Linear(NamedTuple):
+    """Scores that are linear in the features, taken as they came out of the encoder."""
+
+    weight: Tensor   # [..., C, D]
+    bias: Tensor     # [..., C], -inf for a class without images, which is never predicted
+
+    def scores(self, x: Tensor) -> Tensor:
+        """[..., N, C] for features [..., N, D]."""
+        with torch.autocast(x.device.type, enabled=False):
+            return x.to(self.weight.dtype) @ self.weight.mT + self.bias[..., None, :]
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Classes [..., N] of features [..., N, D]."""
+        return self.scores(x).argmax(-1)
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [D] of the features [N, D], in float64; infinite for a channel that never changes.
+
+    Such a channel says nothing: it becomes 0 when it is divided.
+    """
+    mean = torch.stack([rows.double().sum(0) for rows in x.split(CHUNK)]).sum(0) / len(x)
+    squares = torch.stack([(rows.double() - mean).square().sum(0) for rows in x.split(CHUNK)]).sum(0)
+    std = (squares / len(x)).sqrt()
+    return mean, torch.where(std > 1e-6 * mean.abs(), std, torch.inf)
+
+
+@torch.no_grad()
+def logistic(x: Tensor, labels: Tensor, classes: int, *, standardise: bool = True) -> Linear:
+    """Multinomial logistic regression: the least sum of cross entropies + |W|^2 / 2, with a free bias.
+
+    That is C = 1 of scikit-learn. L-BFGS from 0 in float64 until no derivative exceeds 1e-5, or for 1000 iterations; on
+    a CPU the same input gives the same bits. The softmax of the scores are probabilities. Problems along leading
+    dimensions are independent of each other and solved together.
+
+    Args:
+        x: features [..., N, D].
+        labels: [..., N], whole numbers below `classes`.
+        classes: how many, C.
+        standardise: by mean and deviation of all of `x`; what comes back takes features as they are all the same.
+    """
+    check(x, labels, classes)
+    mean, std = x.new_zeros(x.shape[-1]).double(), x.new_ones(x.shape[-1]).double()
+    if standardise:
+        mean, std = moments(x.flatten(0, -2))
+    if x.shape[-2] < x.shape[-1]:                       # W lies in the span of the images: N numbers instead of D
+        span, inside = torch.linalg.qr(((x.double() - mean) / std).mT)                     # [..., D, N], [..., N, N]
+        weight, bias = logistic(inside.mT, labels, classes, standardise=False)
+        weight = weight @ span.mT / std
+        return linear(weight, bias - (weight * mean).sum(-1), x)
+    return linear(*minimise(x, labels, classes, mean, std), x)
+
+
+def minimise(x: Tensor, labels: Tensor, classes: int, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias, for features as they are, of the logistic regression on (x - mean) / std; in float64.
+
+    L-BFGS moves [W, b] in the coordinates of a Cholesky factor of what bounds the curvature of the sum, which is then
+    about equally curved along all directions: that saves most of the steps.
+    """
+    unseen = torch.zeros(*labels.shape[:-1], classes, device=x.device).scatter_(-1, labels, 1.0) == 0
+    absent = torch.zeros_like(unseen, dtype=torch.float64).masked_fill_(unseen, -torch.inf)
+    standard = torch.diag(F.pad(1 / std, (0, 1), value=1.0))       # [W, b] @ standard takes features as they are
+    standard[:-1, -1] = -mean / std
+    squares = torch.zeros_like(standard)
+    for rows, _ in pieces(x, labels):
+        rows = F.pad(rows, (0, 1), value=1.0)
+        squares = squares + rows.mT @ rows
+    curvature = standard @ squares @ standard.mT / classes + torch.eye(len(standard)).to(standard)
+    basis = torch.linalg.inv(torch.linalg.cholesky(curvature))     # [..., D + 1, D + 1]
+    penalty = F.pad(torch.ones_like(std), (0, 1))                  # none on the bias
+    place = absent.new_zeros(*absent.shape, len(penalty))
+    solver = torch.optim.LBFGS([place], max_iter=1000, max_eval=2000, tolerance_grad=1e-5, tolerance_change=0,
+                               line_search_fn="strong_wolfe")
+
+    @torch.no_grad()
+    def objective() -> Tensor:
+        weight = place @ basis
+        loss, slope = cross_entropy(x, labels, weight @ standard, absent)
+        place.grad = (slope @ standard.mT + weight * penalty) @ basis.mT
+        return loss + (weight * penalty).square().sum() / 2
+
+    solver.step(objective)
+    weight = place @ basis @ standard
+    return weight[..., :-1], weight[..., -1] + absent
+
+
+def cross_entropy(x: Tensor, labels: Tensor, weight: Tensor, absent: Tensor) -> tuple[Tensor, Tensor]:
+    """Its sum over the images and its derivative by the weight [..., C, D + 1], of which the last column is the bias.
+
+    Args:
+        x: features [..., N, D].
+        labels: [..., N].
+        weight: [..., C, D + 1].
+        absent: [..., C], added to the scores: -inf for a class that there is not.
+    """
+    loss, slope = weight.new_zeros(()), torch.zeros_like(weight)
+    bias = (weight[..., -1] + absent)[..., None, :]
+    for rows, truth in pieces(x, labels):
+        log_p = (rows @ weight[..., :-1].mT + bias).log_softmax(-1)                        # [..., n, C]
+        truth = truth[..., None]
+        loss = loss - log_p.gather(-1, truth).sum()
+        wrong = log_p.exp_().scatter_add_(-1, truth, -torch.ones_like(truth, dtype=log_p.dtype))
+        slope[..., :-1] += wrong.mT @ rows
+        slope[..., -1] += wrong.sum(-2)
+    return loss, slope
+
+
+@torch.no_grad()
+def naive_bayes(x: Tensor, labels: Tensor, classes: int) -> Linear:
+    """Bayes' rule for Gaussian classes of one diagonal variance: the scores are log p(c | x) but for a constant.
+
+    The naive Bayes of linear evaluation, arXiv:2302.02334: W_c = mu_c / v and b_c = log pi_c - sum(mu_c^2 / v) / 2 for
+    class means mu, shares pi and the pooled variance v = sum_c pi_c (var_c + 1e-9), here with the mean of all images
+    as origin: constant channels would drown the others. One image of each class: the nearest image's class.
+
+    Args:
+        x: features [N, D].
+        labels: [N], whole numbers below `classes`.
+        classes: how many, C.
+    """
+    check(x, labels, classes)
+    counts = labels.bincount(minlength=classes).double()
+    means = torch.zeros(classes, x.shape[1], dtype=torch.float64, device=x.device)
+    for rows, truth in pieces(x, labels):
+        means.index_add_(0, truth, rows)
+    origin = means.sum(0) / len(x)
+    means /= counts[:, None].clamp_min(1)
+    squares = torch.zeros_like(origin)
+    for rows, truth in pieces(x, labels):
+        squares += (rows - means[truth]).square().sum(0)
+    weight = (means - origin) / (squares / len(x) + 1e-9)
+    bias = (counts / len(x)).log() - (weight * (means + origin)).sum(-1) / 2
+    return linear(weight, bias, x)
+
+
+@torch.no_grad()
+def nearest_class_mean(x: Tensor, labels: Tensor, classes: int) -> Linear:
+    """The class whose mean of unit features has the largest cosine with the image.
+
+    SimpleShot's L2-normalised nearest centroid, arXiv:1911.04623, with the centroids on the sphere too: a class is no
+    farther for being scattered, and lengths mean nothing, as in kNN and in the contrastive losses.
+
+    Args:
+        x: features [N, D].
+        labels: [N], whole numbers below `classes`.
+        classes: how many, C.
+    """
+    check(x, labels, classes)
+    sums = torch.zeros(classes, x.shape[1], dtype=torch.float64, device=x.device)
+    for rows, truth in pieces(x, labels):
+        sums.index_add_(0, truth, F.normalize(rows, dim=-1))
+    bias = torch.where(labels.bincount(minlength=classes) > 0, 0.0, -torch.inf)
+    return linear(F.normalize(sums, dim=-1), bias, x)
+
+
+def linear(weight: Tensor, bias: Tensor, x: Tensor) -> Linear:
+    """In the features' precision, and at least in float32."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return Linear(weight.to(dtype), bias.to(dtype))
+
+
+def pieces(x: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """At most CHUNK images' features in float64, with their labels."""
+    for rows, truth in zip(x.split(CHUNK, -2), labels.split(CHUNK, -1), strict=True):
+        yield rows.double(), truth
+
+
+def check(x: Tensor, labels: Tensor, classes: int) -> None:
+    if not labels.numel():
+        raise ValueError("0 images: a classifier needs 1 or more")
+    if x.shape[:-1] != labels.shape:
+        raise ValueError(f"{x[..., 0].numel()} features have {labels.numel()} labels: give each image one")
+    if not 0 <= (extremes := torch.stack(labels.aminmax())).min() <= extremes.max() < classes:
+        raise ValueError(f"labels go from {extremes[0]} to {extremes[1]}, and {classes} classes are 0 to "
+                         f"{classes - 1}: leave out the images whose class is not known")
+    require_finite(x, "features")
+
+
+def require_finite(x: Tensor, name: str) -> None:
+    if not x.isfinite().all():
+        rows = (~x.isfinite().all(-1)).flatten().nonzero()
+        raise ValueError(f"{len(rows)} of {x[..., 0].numel()} {name} are not finite, the first at row "
+                         f"{rows[0].item()}: the encoder's weights have overflowed, or these images are damaged")

@@ -1,0 +1,167 @@
+"""A grid of linear classifiers on frozen features, trained together: the protocol linear_grid.
+
+Learning rate x weight decay x with or without a BatchNorm without affine in front, 24 heads. A tenth of each class of
+the training part is held out, drawn from seed 0; the other images train all heads in the same batches of 256, for 90
+epochs, by SGD with Nesterov momentum 0.9 and a cosine to 0 over the steps, from weights of 0, without augmentation.
+The held-out images choose the head, the first of equals. Only that one sees the test part, and only once.
+
+BatchNorm is meant in the limit of a large batch: it standardises by the mean and deviation of all images that train,
+in training as in the test. A classifier of which the rate is off by ten is the largest error in comparisons of
+encoders; here each has the rate that suits its features.
+"""
+
+from itertools import product
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_zoo.evaluation.features import Features
+from ssl_zoo.evaluation.linear import Head
+from ssl_zoo.evaluation.score import Score
+from ssl_zoo.schedules import cosine
+
+DECAYS = (0.0, 1e-3)
+RATES = {False: (0.03, 0.12, 0.5, 2.0, 8.0, 30.0),         # of features as they are, whose mean square is about 0.01
+         True: (0.0003, 0.0012, 0.005, 0.02, 0.08, 0.3)}   # and standardised ones, where it is 1
+
+
+class Cell(NamedTuple):
+    """What one head of the grid was trained with."""
+
+    lr: float
+    weight_decay: float
+    batchnorm: bool
+
+
+CELLS = tuple(Cell(lr, weight_decay, batchnorm) for batchnorm, rates in RATES.items()
+              for weight_decay, lr in product(DECAYS, rates))
+
+
+class Grid(NamedTuple):
+    """The head that the held-out images chose, and what it makes of the test part."""
+
+    score: Score                   # of the test images
+    cell: Cell                     # what was chosen
+    validation: dict[Cell, float]  # share of the held-out images that each head has right; NaN where it overflowed
+    head: Head
+    predictions: Tensor            # [M] class of each test image
+
+
+def linear_grid(train: Features, test: Features) -> Grid:
+    """The protocol of this file, where the features are.
+
+    A class that only the test part has is never predicted.
+    """
+    check(train, test)
+    device, classes = train.x.device, int(train.labels.max()) + 1
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        kept, held = hold_out(train.labels)
+        mean, std = statistics(train.x[kept])
+        lr, weight_decay, _ = mean.new_tensor(CELLS).view(2, -1, 3).unbind(-1)          # [2, 12] each
+        weights = train_heads(train, kept, mean, std, lr, weight_decay, classes=classes)
+        accuracy = held_out_accuracy(train, held, mean, std, weights).flatten()
+        best = int(accuracy.nan_to_num(-1).argmax())
+        i = int(CELLS[best].batchnorm)
+        head = Head(mean[i], std[i], classes)
+        weight = weights.flatten(0, 1)[best]
+        head.linear.weight.copy_(weight[:, :-1])
+        head.linear.bias.copy_(weight[:, -1])
+        predictions = head(test.x).argmax(-1)
+    score = Score((predictions == test.labels).double(), "image")
+    return Grid(score, CELLS[best], dict(zip(CELLS, accuracy.tolist(), strict=True)), head, predictions)
+
+
+def check(train: Features, test: Features) -> None:
+    for name, part in (("train", train), ("test", test)):
+        if unknown := int((part.labels < 0).sum()):
+            raise ValueError(f"{unknown} of {len(part.labels)} {name} images have no label: leave them out")
+        if bad := int((~part.x.isfinite().all(1)).sum()):
+            raise ValueError(f"the features of {bad} of {len(part.x)} {name} images are not finite: the encoder's "
+                             "weights have overflowed, go back to an earlier checkpoint")
+    counts = train.labels.bincount()
+    counts = counts[counts > 0]
+    if len(counts) < 2:
+        raise ValueError(f"all {len(train.labels)} train images have one class, and a classifier tells two apart")
+    if counts.max() < 2:
+        raise ValueError(f"{len(counts)} classes of one image each leave none to hold out for the choice: give a class "
+                         "two images")
+
+
+def hold_out(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Places of `labels` [N] that train and that choose, both ascending.
+
+    Held out are n // 10 of a class of n images, at least 1 where n > 1; which, is drawn from seed 0 on the CPU.
+    """
+    classes = labels.cpu()
+    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
+    order = order[classes[order].argsort(stable=True)]                     # by class, shuffled within
+    counts = classes.bincount()
+    within = torch.arange(len(classes)) - (counts.cumsum(0) - counts)[classes[order]]
+    wanted = torch.where(counts > 1, (counts // 10).clamp_min(1), 0)
+    held = torch.empty(len(classes), dtype=torch.bool)
+    held[order] = within < wanted[classes[order]]
+    return (~held).nonzero()[:, 0].to(labels.device), held.nonzero()[:, 0].to(labels.device)
+
+
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, each [2, D]: 0 and 1, which leave features as they are, then those of `x` [N, D].
+
+    The deviation of a feature that never changes is infinite: divided by it, it says nothing.
+    """
+    var, mean = torch.var_mean(x, 0, correction=0)
+    std = torch.where(var.sqrt() > 1e-6 * mean.abs(), var.sqrt(), torch.inf)
+    return torch.stack([torch.zeros_like(mean), mean]), torch.stack([torch.ones_like(std), std])
+
+
+def train_heads(train: Features, kept: Tensor, mean: Tensor, std: Tensor, lr: Tensor, weight_decay: Tensor, *,
+                classes: int, epochs: int = 90, batch: int = 256) -> Tensor:
+    """Weights [I, H, classes, D + 1], the bias last, of H heads for each of I standardisations of the same features.
+
+    Each is what torch.optim.SGD(lr, momentum=0.9, nesterov=True, weight_decay) makes of a linear layer by itself; a
+    head that overflows does not disturb the others.
+
+    Args:
+        kept: places of the images that train; in each epoch another order of them, drawn from seed 0 on the CPU.
+        mean, std: [I, D].
+        lr, weight_decay: [I, H].
+    """
+    weights = mean.new_zeros(*lr.shape, classes, mean.shape[1] + 1)
+    velocity, gradient = torch.zeros_like(weights), torch.zeros_like(weights)
+    lr, weight_decay = lr[..., None, None], weight_decay[..., None, None]
+    generator = torch.Generator().manual_seed(0)
+    steps_per_epoch = -(-len(kept) // batch)
+    for epoch in range(epochs):
+        order = kept[torch.randperm(len(kept), generator=generator).to(kept.device)]
+        for step, rows in enumerate(order.split(batch)):
+            x = standardised(train.x.index_select(0, rows), mean, std)             # [I, B, D + 1]
+            errors = logits(weights, x).softmax(2).clamp_min_(1e-30)               # denormals slow the product by three
+            errors -= F.one_hot(train.labels[rows], classes).T                     # [I, H, classes, B]
+            torch.mul(weight_decay, weights, out=gradient)
+            gradient.flatten(1, 2).baddbmm_(errors.flatten(1, 2), x, alpha=1 / len(rows))
+            velocity.mul_(0.9).add_(gradient)
+            rate = cosine(1.0, 0.0, (epoch + step / steps_per_epoch) / epochs) * lr
+            weights.addcmul_(rate, gradient.add_(velocity, alpha=0.9), value=-1)   # Nesterov's
+    return weights
+
+
+def standardised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """[I, B, D + 1] of `x` [B, D] by each of `mean` and `std` [I, D]; the last is 1, for the bias."""
+    with_one = x.new_empty(len(mean), len(x), mean.shape[1] + 1)
+    with_one[..., -1] = 1
+    torch.sub(x, mean[:, None], out=with_one[..., :-1]).div_(std[:, None])
+    return with_one
+
+
+def logits(weights: Tensor, x: Tensor) -> Tensor:
+    """[I, H, classes, B] of weights [I, H, classes, D + 1] and x [I, B, D + 1]."""
+    return (weights.flatten(1, 2) @ x.mT).view(*weights.shape[:3], -1)
+
+
+def held_out_accuracy(train: Features, held: Tensor, mean: Tensor, std: Tensor, weights: Tensor) -> Tensor:
+    """[I, H] float64: share of the images at the places `held` that each head has right, NaN where it overflowed."""
+    right = torch.stack([
+        (logits(weights, standardised(train.x[rows], mean, std)).argmax(2) == train.labels[rows]).sum(2)
+        for rows in held.split(1024)]).sum(0)
+    return (right / len(held)).double().where(weights.isfinite().flatten(2).all(2), torch.nan)

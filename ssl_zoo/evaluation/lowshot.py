@@ -1,0 +1,110 @@
+"""Accuracy on the whole test part from few labelled train images, by kNN, logistic regression and naive Bayes."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ssl_zoo.evaluation.classifiers import logistic, moments, naive_bayes, require_finite
+from ssl_zoo.evaluation.features import Features
+from ssl_zoo.evaluation.knn import PROTOCOLS, knn_scores, nearest
+from ssl_zoo.evaluation.score import Score
+
+PER_CLASS = (1, 2, 5, 10, 100)   # labels of each class
+PERCENT = (1, 10)                # of the labels of each class, rounded, at least one
+DRAWS = 5
+
+
+@torch.no_grad()
+def lowshot(train: Features, test: Features, names: Sequence[str] = ()) -> tuple[dict[str, Score], list[str]]:
+    """The score of each classifier at each number of labels, over 5 draws, and a sentence for each that has none.
+
+    The draws are a function of the train part's labels: every encoder sees the same. Draw i of more labels holds draw
+    i of fewer, so that a curve over the numbers is one of the same images with others added.
+
+    knn votes like knn_dino, with 20 neighbours or all that were drawn. logistic and naive_bayes see features that are
+    standardised by the whole train part, which needs no labels; naive_bayes of one image per class is its nearest one.
+
+    Args:
+        train, test: features of both parts; train images without a label (-1) serve the standardisation alone.
+        names: of the classes, for the sentences.
+
+    Returns:
+        Scores by name: lowshot/knn_5 from 5 labels per class, lowshot/knn_1% from 1 % of the labels.
+    """
+    require_finite(train.x, "train features")
+    require_finite(test.x, "test features")
+    unknown = int((test.labels < 0).sum())
+    if unknown:
+        raise ValueError(f"{unknown} of {len(test.labels)} test images have no label: accuracy needs them all")
+    if train.labels.max() < 0:
+        raise ValueError("no train image has a label: accuracy from few labels needs some")
+    classes = int(torch.maximum(train.labels.max(), test.labels.max())) + 1
+    mean, std = (column.float() for column in moments(train.x))
+    plain = test.x.float()
+    standard = (plain - mean) / std
+
+    def predictions(x: Tensor, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
+        yield "knn", vote(plain, x, labels, classes)
+        x = (x - mean) / std
+        yield "logistic", logistic(x, labels, classes, standardise=False).predict(standard)
+        yield "naive_bayes", naive_bayes(x, labels, classes).predict(standard)
+
+    scores = {}
+    found, left_out = sizes(train.labels[train.labels >= 0].bincount(minlength=classes).cpu(), names)
+    for size, wanted in found.items():
+        units = defaultdict(list)
+        for seed in range(DRAWS):
+            rows = draw(train.labels, wanted, seed).to(train.x.device)
+            for name, predicted in predictions(train.x[rows].float(), train.labels[rows]):
+                units[name].append((predicted == test.labels).double().mean().cpu())
+        scores.update({f"lowshot/{name}_{size}": Score(torch.stack(shares), "draw") for name, shares in units.items()})
+    return scores, left_out
+
+
+def sizes(counts: Tensor, names: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """What to draw of each class [C] by the size's name, and why the other sizes cannot be drawn.
+
+    Args:
+        counts: labelled train images of each class [C]; a class without any is not drawn.
+        names: of the classes, or nothing.
+    """
+    found, left_out = {}, []
+    occurring, rarest = counts[counts > 0], int(counts.where(counts > 0, counts.max() + 1).argmin())
+    for n in PER_CLASS:
+        at = f"lowshot at {n} label{'s' * (n > 1)} per class"
+        if occurring.min() < n:
+            images = f"{occurring.min()} image{'s' * bool(occurring.min() > 1)}"
+            left_out.append(f"{at}: class {names[rarest] if names else rarest} has {images}")
+        elif occurring.max() == n:
+            left_out.append(f"{at}: these are all the images")
+        else:
+            found[str(n)] = counts.clamp_max(n)
+    for percent in PERCENT:
+        if percent * counts.sum() < 100 * len(occurring):
+            left_out.append(f"lowshot at {percent}% of the labels: of {counts.sum()} images that is less than one for "
+                            f"each of {len(occurring)} classes")
+        else:
+            found[f"{percent}%"] = (counts * percent / 100).round().long().clamp_min(1).minimum(counts)
+    return found, left_out
+
+
+def draw(labels: Tensor, wanted: Tensor, seed: int) -> Tensor:
+    """Rows of as many images of each class as are `wanted` [C]; a function of labels [N], where -1 is never drawn, and
+    seed: all images are shuffled, and each class gives its first.
+    """
+    labels, wanted = labels.cpu(), wanted.cpu()                             # a CPU and a GPU draw the same
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]                       # class by class
+    classes = labels[order]
+    rank = torch.arange(len(order)) - torch.searchsorted(classes, classes)  # within its class
+    return order[(classes >= 0) & (rank < wanted[classes])]
+
+
+def vote(queries: Tensor, x: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Classes [M] of `queries` [M, D] by their nearest neighbours among the few of `x` [n, D]."""
+    protocol = PROTOCOLS["knn_dino"]
+    with torch.autocast(x.device.type, enabled=False):
+        cosines, places = nearest(queries, x, protocol.k)
+    return knn_scores(cosines, labels[places], protocol.temperature, classes).argmax(-1)

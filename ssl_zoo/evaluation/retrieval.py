@@ -1,0 +1,61 @@
+"""How well images of one class find each other: the ranking of a whole bank by the cosine."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_zoo.evaluation.features import Features
+from ssl_zoo.evaluation.knn import inverse_norms, unit, working
+from ssl_zoo.evaluation.score import Score
+
+QUERIES = 1000        # at most, spread evenly by chance, the same ones every time
+NEAREST = (1, 5, 10)
+ELEMENTS = 2 ** 23    # cosines that are ranked at a time; about 40 bytes each
+
+
+@torch.no_grad()
+def retrieval(train: Features, test: Features) -> dict[str, Score]:
+    """Mean average precision of the ranking of `train` by each image of `test`, and recall among the nearest 1, 5, 10.
+
+    The average precision of a query is the mean, over all images of its class, of the share of that class among the
+    images at least as near. Its recall at k is 1 where one of its class is among the k nearest, else 0. Where `test` is
+    `train`, an image is not its own answer. A query without any image of its class is left out.
+    """
+    chosen = np.sort(np.random.default_rng(0).permutation(len(test.x))[:QUERIES])
+    places = torch.from_numpy(chosen).to(test.x.device)
+    inverse = inverse_norms(train.x)
+    found = [rank(test.x[rows], test.labels[rows], train, inverse, rows if test is train else None)
+             for rows in places.split(max(1, ELEMENTS // len(train.x)))]
+    scores = torch.cat(found)                                                                # [M, 4]
+    if not len(scores):
+        raise ValueError(f"none of {len(chosen)} queries has an image of its class among {len(train.x)}: retrieval "
+                         "needs parts whose images have a label, and the same classes in both")
+    names = ["retrieval/map", *(f"retrieval/recall_{k}" for k in NEAREST)]
+    return {name: Score(column, "image") for name, column in zip(names, scores.T, strict=True)}
+
+
+def rank(queries: Tensor, labels: Tensor, bank: Features, inverse: Tensor, own: Tensor | None) -> Tensor:
+    """Average precision and recall among the nearest, [m, 4] float64, of those `queries` [M, D] that have an answer.
+
+    Args:
+        labels: [M] of the queries.
+        inverse: [N], one over the lengths of the bank's features.
+        own: [M] place of each query in the bank, if it is there.
+    """
+    cosines = torch.cat([unit(queries) @ working(rows).T for rows in bank.x.split(8192)], 1) * inverse      # [M, N]
+    relevant = (labels[:, None] == bank.labels) & (labels[:, None] >= 0)
+    cosines.masked_fill_(bank.labels < 0, -torch.inf)                 # of any class: neither right nor wrong
+    if own is not None:
+        cosines.scatter_(1, own[:, None], -torch.inf)
+        relevant.scatter_(1, own[:, None], False)
+    cosines, relevant = cosines[relevant.any(1)], relevant[relevant.any(1)]
+    cosines, order = cosines.sort(1, descending=True)
+    relevant = relevant.gather(1, order)
+    hits = relevant.cumsum(1)
+    last = F.pad(cosines[:, 1:] != cosines[:, :-1], (0, 1), value=True)       # of those that are equally near
+    ranks = torch.where(last, torch.arange(1, len(inverse) + 1, device=last.device), len(inverse))
+    ranks = ranks.flip(1).cummin(1).values.flip(1)                            # [m, N] how many are at least as near
+    precision = hits.gather(1, ranks - 1).double() / ranks
+    average = (precision * relevant).sum(1) / hits[:, -1]
+    return torch.stack([average, *(relevant[:, :k].any(1).double() for k in NEAREST)], 1)

@@ -1,0 +1,303 @@
+"""The evaluation suite: what it measures of whom, what it leaves out and says, and what it takes from its cache."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from ssl_zoo import suite
+from ssl_zoo.cli import name_of, own_data, run
+from ssl_zoo.data import ArrayImages, ImageFolder
+from ssl_zoo.encoders import Encoder, NarrowResNet
+from ssl_zoo.evaluation import summary
+from ssl_zoo.evaluation.score import Score, number
+from ssl_zoo.export import save_encoder
+
+LABELLED = [name for name in suite.QUICK if name != "health"]
+
+
+def encoder(seed=0, **changes):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return NarrowResNet(4, 2, **changes).eval()
+
+
+def ready(images):
+    images.setup("fit")
+    return images
+
+
+@pytest.fixture(scope="module")
+def measured(arrays, tmp_path_factory):
+    """Two encoders on the same images, by all that reads features."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    found = suite.evaluate({"first": encoder(), "second": encoder(1)}, ready(ArrayImages(str(arrays), batch_size=8)),
+                           folder, protocols=suite.QUICK)
+    return found, folder
+
+
+def test_every_protocol_gives_its_numbers_and_every_number_has_its_protocol(measured):
+    found, folder = measured
+    scores = found["first"].scores
+    for start in ("knn_instdisc", "knn_dino_10", "linear_grid", "logistic", "naive_bayes", "nearest_class_mean",
+                  "lowshot/knn_2", "lowshot/logistic_5", "lowshot/naive_bayes_10%", "retrieval/map", "health/rankme",
+                  "health/tolerance", "health/alignment", "health/positive_mean"):
+        assert start in scores
+    assert summary.describe(list(scores)).keys() >= {"knn_dino", "lowshot/", "health/negative"}
+    report = json.loads((folder / "report.json").read_text())
+    assert report["encoders"]["first"]["scores"]["linear_grid"]["value"] == scores["linear_grid"].value
+    assert report["encoders"]["first"]["scores"]["linear_grid"]["count"] == 24
+
+
+def test_classes_by_colour_are_learnt(measured):
+    scores = measured[0]["first"].scores
+    assert scores["linear_grid"].value == scores["logistic"].value == 1
+    assert scores["knn_dino_10"].value > 0.9
+
+
+def test_a_difference_of_two_encoders_is_in_the_report_with_whether_it_exceeds_its_interval(measured):
+    found, folder = measured
+    rows = {row["score"]: row for row in json.loads((folder / "report.json").read_text())["differences"]}
+    assert {(row["over"], row["encoder"]) for row in rows.values()} == {("first", "second")}
+    one, other = (found[name].scores["retrieval/map"] for name in ("first", "second"))
+    assert rows["retrieval/map"]["difference"] == pytest.approx(other.value - one.value)
+    assert rows["retrieval/map"]["exceeds"] == (abs(other.value - one.value) > rows["retrieval/map"]["interval"])
+    assert rows["health/rankme"]["exceeds"] is None
+
+
+def test_the_report_shows_all_pictures_and_says_what_was_left_out(measured):
+    folder = measured[1]
+    text = (folder / "report.md").read_text()
+    for name in ("first_confusion", "second_neighbours", "first_feature_map", "second_similarities", "learning_curves"):
+        assert f"({name}.png)" in text
+        with Image.open(folder / f"{name}.png") as picture:
+            assert min(picture.size) > 100
+    assert "fewshot" in text.partition("## Left out")[2].partition("## Protocols")[0]   # three classes are not five
+    assert "knn_instdisc has 60 neighbours" in text
+
+
+def test_a_second_evaluation_reads_the_features_and_finds_the_same(measured, arrays, monkeypatch):
+    found, folder = measured
+    monkeypatch.setattr(suite, "extract", lambda *_: pytest.fail("the features were taken again"))
+    again = suite.evaluate({"first": encoder()}, ready(ArrayImages(str(arrays), batch_size=8)), folder,
+                           protocols=suite.QUICK)
+    for name, score in found["first"].scores.items():
+        assert torch.equal(again["first"].scores[name].units.nan_to_num(-1), score.units.nan_to_num(-1)), name
+
+
+@pytest.mark.parametrize("change", ["weights", "images", "half"])
+def test_features_of_other_weights_or_images_are_never_reused(arrays, tmp_path, change):
+    def features(subject, path, **options):
+        suite.evaluate({"it": subject}, ready(ArrayImages(str(path))), tmp_path / "out", protocols=["knn"], **options)
+        return {file.name for file in (tmp_path / "out" / "features").iterdir()}
+
+    first = features(encoder(), arrays)
+    other = tmp_path / "other.npz"
+    with np.load(arrays) as content:
+        np.savez(other, **{name: values + (name == "train_images") * (change == "images")
+                           for name, values in content.items()})
+    second = features(encoder(change == "weights"), other, half=change == "half")
+    assert len(first) == 4
+    assert len(second - first) == (3 if change == "images" else 4)   # the test part's own did not change
+
+
+def test_half_precision_keeps_half_the_bytes_and_nearly_the_numbers(measured, arrays, tmp_path):
+    found = suite.evaluate({"first": encoder()}, ready(ArrayImages(str(arrays))), tmp_path, protocols=suite.QUICK,
+                           half=True)
+    kept = load_file(next((tmp_path / "features").glob("*plain*")))
+    assert kept["x"].dtype == torch.float16
+    for name in ("knn_dino", "linear_grid", "health/rankme"):
+        assert found["first"].scores[name].value == pytest.approx(measured[0]["first"].scores[name].value, abs=0.02)
+
+
+def test_images_without_labels_have_their_health_measured_and_nothing_else(tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(12):
+        Image.fromarray(generator.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(tmp_path / f"images/{i}.png")
+    images = ready(ImageFolder(str(tmp_path / "images"), evaluation_size=32, workers=0))
+    found = suite.evaluate({"it": encoder()}, images, tmp_path / "out", protocols=suite.QUICK)["it"]
+    assert found.scores
+    assert all(name.startswith("health/") for name in found.scores)
+    assert found.left_out[0].startswith("knn, linear_grid, logistic, naive_bayes")
+    assert "accuracy needs labels" in found.left_out[0]
+
+
+def folder_of(path, **classes):
+    generator = np.random.default_rng(0)
+    for name, count in classes.items():
+        (path / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(path / name / f"{i}.png")
+    return ready(ImageFolder(str(path), evaluation_size=32, workers=0, held_out=0.3))
+
+
+def test_one_class_alone_has_no_accuracy_and_the_class_is_named(arrays, tmp_path):
+    images = ready(ArrayImages(str(arrays)))
+    images.train.labels[:] = 1
+    found = suite.evaluate({"it": encoder()}, images, tmp_path, protocols=suite.QUICK)["it"]
+    assert all(name.startswith("health/") for name in found.scores)
+    assert "all training images are of one class, 1: " in found.left_out[0]
+
+
+def test_few_images_leave_cells_out_by_name_and_measure_the_rest(tmp_path):
+    found = suite.evaluate({"it": encoder()}, folder_of(tmp_path / "images", cat=9, dog=4), tmp_path / "out",
+                           protocols=suite.QUICK)["it"]
+    assert found.scores.keys() >= {"knn_instdisc", "linear_grid", "lowshot/knn_1", "health/rankme"}
+    said = "\n".join(found.left_out)
+    assert "100" in said
+    assert "dog" in said
+
+
+class Broken(NarrowResNet):
+    """Overflows on two images."""
+
+    def forward(self, images):
+        features = super().forward(images)
+        return torch.where(features.new_tensor([i == 3 for i in range(len(images))])[:, None] > 0, torch.nan, features)
+
+
+def test_an_encoder_with_features_that_are_not_finite_is_named_with_the_image_and_the_others_are_measured(arrays,
+                                                                                                          tmp_path):
+    images = ready(ArrayImages(str(arrays)))
+    found = suite.evaluate({"sound": encoder(), "broken": Broken(4, 2)}, images, tmp_path, protocols=["knn"])
+    assert found.keys() == {"sound"}
+    assert "broken was not measured: the features of 1 of 60 images are not finite, such as those of image 3" in (
+        tmp_path / "report.md").read_text()
+    with pytest.raises(ValueError, match="not finite"):
+        suite.evaluate({"broken": Broken(4, 2)}, images, tmp_path, protocols=["knn"])
+
+
+def test_a_protocol_that_fails_leaves_the_others_their_numbers(arrays, tmp_path, monkeypatch):
+    def failing(subject, found):
+        raise ValueError("too few of something")
+
+    monkeypatch.setitem(suite.PROTOCOLS, "linear_grid", failing)
+    found = suite.evaluate({"it": encoder()}, ready(ArrayImages(str(arrays))), tmp_path,
+                           protocols=["knn", "linear_grid", "logistic"])["it"]
+    assert found.scores.keys() >= {"knn_dino", "logistic"}
+    assert "linear_grid: too few of something" in found.left_out
+
+
+def test_protocols_on_images_say_how_many_epochs_they_had(arrays, tmp_path):
+    subject = encoder()
+    before = {name: value.clone() for name, value in subject.state_dict().items()}
+    found = suite.evaluate({"it": subject}, ready(ArrayImages(str(arrays), batch_size=8)), tmp_path,
+                           protocols=["linear_simclr", "finetune_simclr"], epochs=1)["it"]
+    assert found.scores.keys() == {"linear_simclr_1_epochs", "finetune_simclr_1_epochs"}
+    assert all(torch.equal(value, before[name]) for name, value in subject.state_dict().items())
+
+
+def test_feature_maps_are_probed_where_a_folder_of_masks_is_given(arrays, tmp_path):
+    generator = np.random.default_rng(0)
+    root = tmp_path / "voc"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / name).mkdir(parents=True)
+    (root / "classes.txt").write_text("0 dark\n1 bright\n")
+    for i in range(6):
+        mask = np.zeros((48, 64), np.uint8)
+        mask[:, 16 * (i % 3):16 * (i % 3) + 32] = 1
+        image = mask[..., None] * 150 + generator.integers(0, 60, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(image.astype(np.uint8)).save(root / f"JPEGImages/{i}.jpg")
+        Image.fromarray(mask).save(root / f"SegmentationClass/{i}.png")
+    for split, listed in (("train", "0\n1\n2\n"), ("val", "3\n4\n5\n")):
+        (root / f"ImageSets/Segmentation/{split}.txt").write_text(listed)
+    found = suite.evaluate({"it": encoder()}, ready(ArrayImages(str(arrays))), tmp_path / "out", protocols=["health"],
+                           dense=root)["it"]
+    classes = [found.scores[f"linear_dense/{name}"].value for name in ("dark", "bright")]
+    assert found.scores["linear_dense"].value == pytest.approx(np.mean(classes))
+    assert min(classes) > 0.6
+    assert found.notes["linear_dense"]["size"] == (224, 288)
+    assert (tmp_path / "out" / "masks.png").is_file()
+
+
+# Tables
+
+def units(*values):
+    return Score(torch.tensor(values, dtype=torch.float64), "image")
+
+
+def test_a_table_marks_the_differences_that_exceed_their_interval():
+    scores = {"a": {"knn_dino": units(*[0, 1] * 50), "health/rankme": number(3.14159)},
+              "b": {"knn_dino": units(*[1, 1] * 50), "linear_grid": units(1, 0)}}
+    table = summary.rows(scores)
+    assert table[0] == ["", "a", "b", "b - a"]
+    assert table[1] == ["knn_dino", "50.0 ± 10.0 %", "100.0 ± 0.0 %", "+50.0 ± 10.0 *"]
+    assert table[2] == ["health/rankme", "3.142", "-", "-"]
+    assert table[3][1] == "-"
+    assert summary.rows({"a": scores["a"], "same": scores["a"]})[1][3] == "+0.0 ± 0.0"
+
+
+def test_text_and_markdown_hold_the_same_cells():
+    table = summary.rows({"a": {"knn_dino": units(1, 0)}, "b": {"knn_dino": units(1, 1)}})
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in summary.as_markdown(table).splitlines()]
+    assert lines[:1] + lines[2:] == table
+    assert len({len(line) for line in summary.as_text(table).splitlines()}) == 1
+
+
+# The command
+
+@pytest.fixture
+def exported(tmp_path):
+    def export(name, seed, recipe=None):
+        return str(save_encoder(encoder(seed), tmp_path / name, recipe=recipe))
+    return export
+
+
+def test_the_command_measures_two_encoders_and_prints_one_table(exported, arrays, tmp_path, capsys):
+    run(["evaluate", exported("one", 0), exported("two", 1), "--data", "ArrayImages", "--data.path", str(arrays),
+         "--output", str(tmp_path / "out"), "--protocols", "knn", "logistic"])
+    printed = capsys.readouterr().out
+    assert "one" in printed.splitlines()[0]
+    assert "two - " in printed.splitlines()[0]
+    assert "logistic" in printed
+    assert str(tmp_path / "out" / "report.md") in printed
+
+
+def test_without_data_an_encoder_is_measured_on_the_images_of_its_own_run(exported, arrays, tmp_path, capsys):
+    recipe = {"data": {"class_path": "ssl_zoo.data.ArrayImages", "init_args": {"path": str(arrays)}}}
+    run(["evaluate", exported("one", 0, recipe), "--output", str(tmp_path / "out"), "--protocols", "knn"])
+    assert "knn_dino" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="nobody knows on which images to evaluate .*one.safetensors: name them"):
+        own_data(exported("one", 0))
+
+
+def test_a_model_of_torchvision_is_measured_by_its_name(arrays, tmp_path, capsys):
+    run(["evaluate", "mobilenet_v3_small", "--data", "ArrayImages", "--data.path", str(arrays), "--output",
+         str(tmp_path), "--protocols", "nearest_class_mean"])
+    assert "mobilenet_v3_small" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("given", "sentence"), [
+    (["resnet51"], "there is no encoder resnet51: give an exported"),
+    (["nowhere/encoder.safetensors"], "nowhere/encoder.safetensors has no encoder.json beside it"),
+    (["nowhere/last.ckpt"], "no checkpoint at nowhere/last.ckpt"),
+    (["resnet18=nowhere.pth"], "no weights at nowhere.pth"),
+    (["resnet18", "--protocols", "knm"], "knm"),
+])
+def test_an_encoder_or_a_protocol_that_is_not_there_is_named_in_a_sentence(given, sentence, arrays):
+    with pytest.raises(SystemExit) as error:
+        run(["evaluate", *given, "--data", "ArrayImages", "--data.path", str(arrays)])
+    assert sentence in str(error.value)
+    assert "Traceback" not in str(error.value)
+
+
+def test_encoders_are_called_by_their_runs_as_far_as_that_tells_them_apart():
+    both = ["runs/a/version_0/encoder.safetensors", "runs/b/version_0/checkpoints/last.ckpt"]
+    assert [name_of(one, both) for one in both] == ["a/version_0", "b/version_0"]
+    twice = ["x/version_0/encoder.safetensors", "y/../x/version_0/encoder.safetensors"]
+    assert name_of(twice[0], twice) == twice[0]
+    assert name_of("resnet50=weights/resnet50.pth", both) == "resnet50"
+
+
+def test_every_name_finds_its_encoder():
+    from ssl_zoo.cli import read_encoder
+    assert type(read_encoder("resnet18")).__name__ == "ResNet"
+    assert type(read_encoder("mobilenet_v3_small")).__name__ == "Torchvision"
+    assert issubclass(type(read_encoder("resnet18")), Encoder)
+    pytest.importorskip("timm")
+    assert type(read_encoder("timm/resnet18")).__name__ == "Timm"
+    assert type(read_encoder("test_resnet")).__name__ == "Timm"
