@@ -33,7 +33,7 @@ WIDTH, BATCH = 16, 32
 VIEWS = ViewSpec(64, count=2, jitter=0.8, strength=0.5, gray=0.2)
 METHODS: dict[str, tuple[type, dict[str, Any]]] = {
     "SimCLR": (SimCLR, {"projector": (256, 128), "temperature": 0.2}),
-    "PixPro": (PixPro, {"projector": (256, 128), "momentum": 0.9, "instance_weight": 1.0}),
+    "PixPro": (PixPro, {"projector": (256, 128), "momentum": 0.9}),
 }
 OPTIMIZER, SCHEDULE = {"lr": 0.003, "weight_decay": 0.01}, WarmupCosine(0.1)
 

@@ -1,6 +1,8 @@
 """Does every method learn? kNN on 5,000 images of CIFAR-10, of the trained less the untrained encoder's, on the CPU.
 
-    python benchmarks/methods.py [RECIPE ...]    all of recipes/cifar10/*_cpu.yaml, about two minutes each
+    python benchmarks/methods.py [RECIPE ...]    all of recipes/cifar10/*_cpu.yaml, about a minute each
+
+Each method's figures are recorded when it ends, with the commit at which it ran; the others' stay as they were.
 """
 
 import json
@@ -9,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from learning import run, unpack
-from record import ROOT, record
+from record import ROOT, commit, record
 
 from ssl_zoo.cli import quiet
 
@@ -30,10 +32,9 @@ def measure(recipe: Path, folder: str) -> dict:
 if __name__ == "__main__":
     quiet()
     recipes = [Path(name).absolute() for name in sys.argv[1:]] or sorted(ROOT.glob("recipes/cifar10/*_cpu.yaml"))
-    results = {}
+    kept = ROOT / "benchmarks/results/methods.json"
+    results = json.loads(kept.read_text())["figures"]["methods"] if kept.is_file() else {}
     with tempfile.TemporaryDirectory() as folder:
         for recipe in recipes:
-            results[recipe.stem.removesuffix("_cpu")] = measure(recipe, folder)
-            print(recipe.stem, json.dumps(results[recipe.stem.removesuffix("_cpu")]), flush=True)
-    if len(sys.argv) == 1:
-        record("methods", {"images": IMAGES, "epochs": EPOCHS, "seed": 0, "methods": results})
+            results[recipe.stem.removesuffix("_cpu")] = measure(recipe, folder) | {"commit": commit()}
+            record("methods", {"images": IMAGES, "epochs": EPOCHS, "seed": 0, "methods": dict(sorted(results.items()))})

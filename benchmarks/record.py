@@ -22,14 +22,18 @@ def data(name: str) -> Path:
     return path
 
 
+def commit() -> str:
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True,
+                          text=True).stdout.strip()
+
+
 def record(name: str, figures: Any) -> None:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     model = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                   if line.startswith("model name")), platform.processor())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     result = {"figures": figures, "machine": {"cpu": model, "cores": os.cpu_count(), "gpu": device},
               "versions": {"ssl_zoo": ssl_zoo.__version__, "torch": torch.__version__,
-                           "python": platform.python_version()}, "commit": commit.strip()}
+                           "python": platform.python_version()}, "commit": commit()}
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")

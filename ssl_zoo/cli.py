@@ -203,7 +203,8 @@ def name_of(given: str, others: Sequence[str]) -> str:
     def short(one: str) -> str:
         name = one.partition("=")[0]
         path = Path(name)
-        parts = [part for part in path.with_suffix("").parts if part not in ("checkpoints", "encoder", "last", "runs", "/")]
+        generic = ("checkpoints", "encoder", "last", "runs", "/")
+        parts = [part for part in path.with_suffix("").parts if part not in generic]
         return "/".join(parts[-2:]) if len(path.parts) > 1 or path.suffix else name
     return short(given) if [short(other) for other in others].count(short(given)) <= 1 else given
 

@@ -1,7 +1,6 @@
 """Encoders: images in, one feature vector or one feature map per image out. They normalise for themselves."""
 
 import difflib
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -242,8 +241,10 @@ def named(name: str) -> Callable[..., Encoder] | None:
 
     timm/<name> is timm's in any case.
     """
-    if (plain := re.fullmatch(r"resnet(18|34|50|101|152)", name)) is not None:
-        return partial(ResNet, int(plain[1]))          # the same net, with feature maps
+    depths: dict[str, Literal[18, 34, 50, 101, 152]] = {
+        "resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
+    if name in depths:
+        return partial(ResNet, depths[name])           # the same net, with feature maps
     if name in torchvision.models.list_models(torchvision.models):
         return partial(Torchvision, name)
     name = name.removeprefix("timm/")

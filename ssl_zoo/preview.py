@@ -1,5 +1,6 @@
 """A picture of what a recipe's views are: where each comes from, what came out, and which cells of two views match."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,10 +24,11 @@ def view_sheet(images: Sequence[Tensor], views: Sequence[View]) -> Image.Image:
     """For each image [3, H, W] a row: the source with the boxes of its views, then the views, framed in colour."""
     font = ImageFont.load_default(13)
     step = SIDE + 2 * GAP
-    picture = Image.new("RGB", (GAP + (1 + len(views)) * step, LINE + len(images) * (step + LINE)), PAPER)
+    heading = "sources with the boxes of their views; < > left and right changed, ^ v top and bottom changed"
+    width = max(GAP + (1 + len(views)) * step, math.ceil(font.getlength(heading)) + 2 * GAP)
+    picture = Image.new("RGB", (width, LINE + len(images) * (step + LINE)), PAPER)
     draw = ImageDraw.Draw(picture)
-    draw.text((GAP, 2), "sources with the boxes of their views; < > left and right changed, ^ v top and bottom changed",
-              INK, font)
+    draw.text((GAP, 2), heading, INK, font)
     for i, image in enumerate(images):
         top = LINE + i * (step + LINE)
         height, width = image.shape[-2:]

@@ -161,6 +161,15 @@ def test_without_sklearn_the_map_is_by_pca_and_says_which_share_it_shows():
 
 
 @pytest.mark.usefixtures("without_sklearn")
+def test_a_map_shows_equal_distances_as_equal_along_both_axes():
+    figure = feature_map(normal(40, 3) * torch.tensor([9.0, 1, 0.1]), torch.arange(40) % 2, names(2), "")
+    picture(figure)
+    transform = figure.axes[0].transData.transform
+    right, up = transform([[1, 0], [0, 1]]) - transform([0, 0])
+    assert right[0] == pytest.approx(up[1], rel=1e-6)
+
+
+@pytest.mark.usefixtures("without_sklearn")
 def test_how_long_a_feature_is_changes_nothing():
     x, labels = blobs(30)
     maps = [drawn_classes(feature_map(x * lengths, labels, names(5), ""))[1]
@@ -186,12 +195,17 @@ def test_a_map_has_at_most_2000_points(count, shown):
 
 
 @pytest.mark.usefixtures("without_sklearn")
+def test_a_map_of_a_choice_shows_the_same_ones_again():
+    x = normal(2500, 4)
+    assert np.array_equal(*(drawn_classes(feature_map(x, torch.zeros(2500), ["only"], ""))[1] for _ in range(2)))
+
+
+@pytest.mark.usefixtures("without_sklearn")
 def test_the_points_of_a_map_are_spread_over_the_whole_part():
     x = torch.stack([torch.linspace(0, 1.5, 8000).sin(), torch.linspace(0, 1.5, 8000).cos()], 1)
     _, (places,) = drawn_classes(feature_map(x, torch.zeros(8000).long(), ["only"], ""))
     along = np.sort(places[:, 0])
-    uniform = np.linspace(along[0], along[-1], 2000)
-    assert np.abs(np.arcsin(along) - np.arcsin(uniform)).max() < 0.05
+    assert np.abs(along - np.sin(np.linspace(-0.75, 0.75, 2000))).max() < 0.05
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 12])
@@ -200,6 +214,7 @@ def test_a_map_of_few_equal_or_one_dimensional_features_has_a_place_for_each(cou
         figure = feature_map(x, torch.full((count,), -1), [], "")
         assert drawn_classes(figure)[0].shape == (count, 2)
         assert np.isfinite(drawn_classes(figure)[0]).all()
+        assert "nan" not in title(figure)
 
 
 def test_up_to_20_classes_have_a_colour_each_and_up_to_10_a_marker_each():
@@ -226,6 +241,34 @@ def test_a_name_that_would_cover_another_is_left_to_the_legend():
     figure = feature_map(normal(1, 8).expand(30, 8), torch.arange(30) % 3, ["cat", "dog", "cow"], "")
     assert written(figure.axes[0]) == ["cat"]
     assert legend(figure) == ["cat", "dog", "cow"]
+
+
+@pytest.mark.usefixtures("without_sklearn")
+@pytest.mark.parametrize("seed", range(3))
+def test_in_the_final_picture_no_name_covers_another_and_each_left_out_would(seed):
+    x, labels = normal(400, 3, seed=seed) + 2 * normal(20, 3, seed=9)[torch.arange(400) % 20], torch.arange(400) % 20
+    figure = feature_map(x, labels, names(20), "")
+    picture(figure)
+    axes, canvas = figure.axes[0], figure.canvas
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert 3 < len(boxes) < 20
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes.values(), 2))
+    for name, places in zip(names(20), drawn_classes(figure)[1], strict=True):
+        if name not in boxes:
+            text = axes.text(*np.median(np.asarray(places), 0), name, ha="center", va="center", size=9, weight="bold")
+            assert any(text.get_window_extent(canvas.get_renderer()).overlaps(box) for box in boxes.values())
+
+
+@pytest.mark.usefixtures("without_sklearn")
+def test_a_long_name_at_the_edge_is_moved_into_the_frame():
+    x = torch.tensor([[9.0, 1], [1, 9], [5, 6]]).repeat_interleave(6, 0)
+    figure = feature_map(x, torch.arange(18) // 6, ["left " * 4, "right " * 4, "middle"], "")
+    picture(figure)
+    frame = figure.axes[0].get_window_extent()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 3
+    assert sorted((box.x0 == pytest.approx(frame.x0), box.x1 == pytest.approx(frame.x1)) for box in boxes) == [
+        (False, False), (False, True), (True, False)]
 
 
 def test_a_name_that_would_hide_the_few_points_of_its_class_is_left_to_the_legend():
@@ -324,8 +367,8 @@ def test_a_cell_has_the_percent_of_its_row_given_to_its_column():
 
 
 def test_every_matrix_has_one_scale_from_0_to_100():
-    for given in (TRUTH, GIVEN):
-        assert confusion_matrix(TRUTH, given, names(3), "").axes[0].get_images()[0].get_clim() == (0, 100)
+    for given in (TRUTH, GIVEN, torch.arange(7) % 3):
+        assert confusion_matrix(TRUTH * 0, given, names(3), "").axes[0].get_images()[0].get_clim() == (0, 100)
 
 
 @pytest.mark.filterwarnings("error")

@@ -120,6 +120,7 @@ def test_moments_are_mean_and_deviation_and_what_never_changes_is_infinitely_wid
     assert torch.allclose(mean, x.double().mean(0))
     assert torch.allclose(std[:3], x[:, :3].double().std(0, correction=0))
     assert std[3:].tolist() == [math.inf, math.inf]
+    assert torch.allclose(moments(1e-9 * x)[1], 1e-9 * std)               # and what is small is not constant
 
 
 def test_a_channel_that_never_changes_changes_nothing():
@@ -138,14 +139,28 @@ def test_logistic_is_blind_to_each_channels_shift_and_scale():
     assert torch.allclose(one.scores(x), other.scores(moved), atol=1e-4)
 
 
+def different_directions():
+    """Features [300, 20] far from 0 whose principal deviations are 0.01 to 100."""
+    x = normal(300, 20) * torch.logspace(-2, 2, 20) @ torch.linalg.qr(normal(20, 20, seed=1)).Q + 50
+    return x, (x @ normal(20, 3, seed=2) + 200 * normal(300, 3, seed=3)).argmax(-1)
+
+
 def test_logistic_is_solved_where_directions_differ_ten_thousandfold():
-    rotation = torch.linalg.qr(normal(20, 20, seed=1)).Q
-    x = (normal(300, 20) * torch.logspace(-2, 2, 20)) @ rotation + 50
-    labels = (x @ normal(20, 3, seed=2) + 20 * normal(300, 3, seed=3)).argmax(-1)
+    x, labels = different_directions()
     reference = LogisticRegression(solver="newton-cholesky", tol=1e-10, max_iter=1000).fit(x.numpy(), labels.numpy())
     found = logistic(x, labels, 3, standardise=False)
     assert torch.allclose(found.weight, torch.from_numpy(reference.coef_), atol=1e-4)
     assert torch.allclose(found.scores(x).softmax(-1), torch.from_numpy(reference.predict_proba(x.numpy())), atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_logistic_looks_at_all_images_less_than_eighty_times_where_directions_differ(chunk, monkeypatch):
+    looks = []
+    monkeypatch.setattr(classifiers, "cross_entropy", lambda *args: looks.append(1) or cross_entropy(*args))
+    monkeypatch.setattr(classifiers, "CHUNK", chunk)
+    x, labels = different_directions()
+    logistic(x, labels, 3, standardise=False)
+    assert len(looks) < 80
 
 
 def test_cross_entropy_has_the_derivative_that_autograd_finds():
@@ -290,7 +305,7 @@ def test_well_separated_classes_are_told_apart(classify):
 def test_classifiers_give_the_same_bits_anywhere_in_a_run_and_leave_no_trace(classify):
     x, labels = (part.float() if part.is_floating_point() else part for part in clouds(40, 6, 3))
     alone = classify(x, labels, 3)
-    kept, state = x.clone(), torch.get_rng_state()
+    kept, scores, state = x.clone(), alone.scores(x), torch.get_rng_state()
     x.requires_grad_()
     within_graph = classify(x, labels, 3)
     with torch.inference_mode():
@@ -298,7 +313,7 @@ def test_classifiers_give_the_same_bits_anywhere_in_a_run_and_leave_no_trace(cla
         predicted = inferred.predict(x.clone())
     with torch.autocast("cpu", torch.bfloat16):
         cast = classify(x, labels, 3)
-        assert torch.equal(cast.scores(kept), alone.scores(kept))
+        assert torch.equal(cast.scores(kept), scores)
     for found in (within_graph, inferred, cast):
         assert torch.equal(found.weight, alone.weight)
         assert torch.equal(found.bias, alone.bias)
@@ -307,6 +322,15 @@ def test_classifiers_give_the_same_bits_anywhere_in_a_run_and_leave_no_trace(cla
     assert torch.equal(x, kept)
     assert x.grad is None
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("classify", ALL)
+@pytest.mark.parametrize("width", [6, 60])
+def test_no_tensor_is_made_on_another_device_than_the_features(classify, width):
+    x, labels = clouds(40, width, 3)
+    with torch.device("meta"):                                            # where a tensor goes that names no device
+        found = classify(x, labels, 3)
+        assert found.predict(x).device == found.weight.device == found.bias.device == x.device
 
 
 @pytest.mark.parametrize("classify", ALL)

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ssl_zoo.evaluation import episodes
 from ssl_zoo.evaluation.episodes import (
+    accuracy,
     align,
     by_class_mean,
     by_transport,
@@ -226,6 +227,13 @@ def test_episodes_that_cannot_be_drawn_are_left_out_with_the_reason(monkeypatch)
     assert not scores
     assert left_out == ["fewshot/5way_1shot: 4 classes have the 16 test images that an episode takes of each of 5",
                         "fewshot/5way_5shot: 4 classes have the 20 test images that an episode takes of each of 5"]
+
+
+@pytest.mark.parametrize("classify", [by_class_mean, by_transport])
+def test_no_tensor_is_made_on_another_device_than_the_features(classify):
+    x = normal(3, 5, 16, 12)
+    with torch.device("meta"):                                             # where a tensor goes that names no device
+        assert accuracy(classify, x, 1).device == x.device
 
 
 def test_features_that_are_not_finite_are_named():

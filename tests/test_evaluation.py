@@ -15,8 +15,6 @@ from ssl_zoo.data import ArrayImages
 from ssl_zoo.data.sources import Loader
 from ssl_zoo.evaluation import KNN, Health, LinearProbe, Neighbours
 from ssl_zoo.evaluation.features import FeatureCallback, Features, Pass
-from ssl_zoo.evaluation.health import feature_std, rankme, uniformity
-from ssl_zoo.evaluation.knn import PROTOCOLS, Protocol, knn_accuracy, knn_scores, nearest
 from ssl_zoo.evaluation.linear import train_head
 from ssl_zoo.evaluation.neighbours import Found, find_neighbours, neighbour_sheet
 from ssl_zoo.pictures import INK, PAPER, TILE, WRONG, Tile, publish, resized, sheet, shorten, to_tensor
@@ -25,10 +23,6 @@ from tests.conftest import finish, simclr, trainer
 
 def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def labels_of(count, classes, seed=0):
-    return torch.randint(classes, (count,), generator=torch.Generator().manual_seed(seed))
 
 
 def features(x, labels=None):
@@ -45,112 +39,8 @@ def as_floats(part):
     return Features(part.x.float(), *part[1:])
 
 
-# Nearest neighbours
-
 def cosine(a, b):
     return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
-
-
-def scores_by_a_loop(bank, labels, query, k, temperature, classes):
-    """Sec. 3.4 of InstDisc, arXiv:1805.01978, with each class's share of all votes."""
-    everyone = [(cosine(row, query), label) for row, label in zip(bank.tolist(), labels.tolist(), strict=True)]
-    neighbours = sorted(everyone, reverse=True)[:k]
-    votes = [0.0] * classes
-    for similarity, label in neighbours:
-        votes[label] += math.exp(similarity / temperature)
-    return [vote / sum(votes) for vote in votes]
-
-
-@pytest.mark.parametrize("temperature", [0.07, 0.1, 10.0])
-@pytest.mark.parametrize("k", [1, 2, 7, 30, 200])
-def test_scores_and_accuracy_are_those_of_the_equation_as_a_loop(k, temperature):
-    bank, queries, labels, wanted = normal(30, 4), normal(12, 4, seed=1), labels_of(30, 5), labels_of(12, 5, seed=1)
-    expected = torch.tensor([scores_by_a_loop(bank, labels, query, k, temperature, 5) for query in queries.tolist()],
-                            dtype=torch.float64)
-    cosines, places = nearest(queries, bank, k)
-    assert torch.allclose(knn_scores(cosines, labels[places], temperature, 5), expected, atol=1e-12)
-    correct = sum(max(range(5), key=row.__getitem__) == label
-                  for row, label in zip(expected.tolist(), wanted.tolist(), strict=True))
-    accuracy = knn_accuracy(features(bank, labels), features(queries, wanted), Protocol(k, temperature))
-    assert accuracy == pytest.approx(correct / 12)
-
-
-@pytest.mark.parametrize(("k", "temperature", "expected"), [
-    (1, 0.07, [1, 0, 0]),
-    (3, 0.07, [0.584863723, 0.415136277, 0]),
-    (3, 0.1, [0.559364944, 0.440635056, 0]),
-    (3, 10.0, [0.341080016, 0.658919984, 0]),
-    (4, 0.07, [0.584863723, 0.415136277, 0]),
-])
-def test_scores_are_those_of_the_reference(k, temperature, expected):
-    bank = torch.tensor([[1, 0], [0.8, 0.6], [0, 1], [-1, 0]], dtype=torch.float64)
-    labels, query = torch.tensor([0, 1, 1, 2]), torch.tensor([[0.96, 0.28]], dtype=torch.float64)
-    cosines, places = nearest(query, bank, k)
-    assert cosines[0].tolist() == pytest.approx([0.96, 0.936, 0.28, -0.96][:k])
-    assert places[0].tolist() == [0, 1, 2, 3][:k]
-    assert knn_scores(cosines, labels[places], temperature, 3)[0].tolist() == pytest.approx(expected, abs=1e-9)
-    for right in range(3):
-        accuracy = knn_accuracy(features(bank, labels), features(query, [right]), Protocol(k, temperature))
-        assert accuracy == (right == expected.index(max(expected)))
-
-
-@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 100])
-@pytest.mark.parametrize("k", [1, 20, 99])
-def test_chunks_change_no_neighbour(chunk, k):
-    bank, queries = normal(99, 3), normal(7, 3, seed=1)       # 16 rows of the bank in a chunk of 1
-    cosines, places = nearest(queries, bank, k, chunk=chunk)
-    expected = (queries / queries.norm(dim=1, keepdim=True)) @ (bank / bank.norm(dim=1, keepdim=True)).T
-    order = expected.argsort(1, descending=True)[:, :k]
-    assert torch.equal(places, order)
-    assert torch.allclose(cosines, expected.gather(1, order), atol=1e-12)
-
-
-def test_lengths_of_features_do_not_matter():
-    bank, queries = normal(20, 4), normal(5, 4, seed=1)
-    longer = bank * torch.arange(1, 21)[:, None], queries * 1e-3
-    for one, other in zip(nearest(queries, bank, 7), nearest(longer[1], longer[0], 7), strict=True):
-        assert torch.allclose(one, other)
-
-
-def test_more_neighbours_than_the_bank_has_are_all_of_it():
-    train, test = blobs(7), blobs(5, seed=1)
-    assert nearest(test.x, train.x, 200)[1].sort().values.tolist() == [list(range(7))] * 5
-    for protocol in PROTOCOLS.values():
-        everyone = Protocol(7, protocol.temperature)
-        assert knn_accuracy(train, test, protocol) == knn_accuracy(train, test, everyone)
-
-
-@pytest.mark.parametrize("train_labels", [[0, 1, 5], [5, 1, 0]])
-def test_a_class_that_one_of_the_parts_lacks_is_no_trouble(train_labels):
-    x = torch.eye(3, dtype=torch.float64)
-    train = features(x, train_labels)
-    assert knn_accuracy(train, features(x[:1], train_labels[:1]), Protocol(1, 0.1)) == 1      # the test part lacks two
-    assert knn_accuracy(train, features(x[:2], [train_labels[0], 7]), Protocol(1, 0.1)) == 0.5      # training lacks 7
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("temperature", [0.07, 0.01])
-def test_votes_do_not_overflow_in_half_precision(dtype, temperature):
-    cosines = torch.tensor([[1.0, 0.99, 0.5, -1.0], [1.0, 1.0, 1.0, 1.0]])      # exp(1 / 0.07) is beyond float16
-    scores = knn_scores(cosines.to(dtype), torch.tensor([[0, 1, 1, 2], [2, 2, 1, 2]]), temperature, 3)
-    assert scores.isfinite().all()
-    assert scores.float().sum(1).tolist() == pytest.approx([1, 1], abs=0.01)
-    assert scores.argmax(1).tolist() == [0, 2]
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_finds_the_classes_that_double_precision_finds(dtype):
-    train, test = blobs(60), blobs(30, seed=1)
-    halves = [Features((100 * part.x).to(dtype), *part[1:]) for part in (train, test)]
-    for protocol in (Protocol(5, 0.07), Protocol(20, 0.1)):
-        assert knn_accuracy(*halves, protocol) == knn_accuracy(train, test, protocol) == 1
-
-
-def test_the_protocols_are_those_that_the_papers_name():
-    assert PROTOCOLS == {"knn_instdisc": (200, 0.1), "knn_dino": (20, 0.07)}
-    train, test = as_floats(blobs(50, spread=6.0)), as_floats(blobs(40, spread=6.0, seed=1))
-    assert KNN().measure(train, test) == {name: knn_accuracy(train, test, p) for name, p in PROTOCOLS.items()}
-    assert list(KNN(("knn_dino",)).measure(train, test)) == ["knn_dino"]
 
 
 # The linear classifier
@@ -242,77 +132,6 @@ def test_a_class_that_only_the_test_part_has_is_no_trouble_for_the_probe():
     assert LinearProbe(3).measure(train, strange)["linear_cached_3_epochs"] == pytest.approx(0.7)
 
 
-# Health
-
-def test_feature_std_is_one_where_features_fill_the_sphere_and_nothing_at_a_collapse():
-    assert feature_std(normal(4000, 32)) == pytest.approx(1, abs=0.01)
-    assert feature_std(torch.eye(8)) == pytest.approx(1, abs=1e-6)
-    assert feature_std(torch.ones(7, 3)) == pytest.approx(0, abs=1e-6)
-    assert feature_std(torch.arange(1, 8)[:, None] * torch.tensor([[3.0, -4.0]])) == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.parametrize(("x", "expected"), [
-    (torch.eye(8), 8.0000069),
-    (torch.outer(torch.arange(1, 8), torch.tensor([1.0, -2, 0.5, 3, 1])), 1.0000063),
-    (torch.diag(torch.tensor([4.0, 3, 2, 1])), 3.596116197),
-    (torch.diag(torch.tensor([4.0, 3, 2, 1])) * 1e-4, 3.596116197),
-    (torch.eye(8)[:, torch.randperm(8, generator=torch.Generator().manual_seed(0))].repeat(3, 1), 8.0000069),
-])
-def test_rankme_is_that_of_the_reference(x, expected):
-    assert rankme(x) == pytest.approx(expected, abs=1e-7)
-
-
-def test_rankme_is_the_exponential_of_the_entropy_of_the_singular_values():
-    x = normal(9, 5) @ torch.diag(torch.tensor([5, 2, 1, 0.1, 0.01], dtype=torch.float64))
-    values = np.linalg.svd(x.numpy(), compute_uv=False)
-    shares = values / values.sum() + 1e-7
-    assert rankme(x) == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)), abs=1e-9)
-    assert 1 < rankme(x) < 5
-
-
-def uniformity_by_a_loop(x, t):
-    unit = [[value / math.sqrt(sum(v * v for v in row)) for value in row] for row in x.tolist()]
-    terms = [math.exp(-t * sum((a - b) ** 2 for a, b in zip(unit[i], unit[j], strict=True)))
-             for i in range(len(unit)) for j in range(i)]
-    return math.log(sum(terms) / len(terms))
-
-
-@pytest.mark.parametrize("t", [2.0, 0.5])
-@pytest.mark.parametrize("rows", [2, 7, 12])
-def test_uniformity_is_the_equation_as_a_loop_over_pairs(rows, t):
-    x = normal(rows, 3)
-    for chunk in (1, 5, 1000):
-        assert uniformity(x, t, chunk) == pytest.approx(uniformity_by_a_loop(x, t), abs=1e-9)
-
-
-@pytest.mark.parametrize(("x", "expected"), [
-    (torch.eye(5, dtype=torch.float64), -4),
-    (torch.tensor([[2.0, 0.0], [-1.0, 0.0]], dtype=torch.float64), -8),
-    (torch.ones(7, 3), 0),
-    (torch.stack([f(2 * torch.pi * torch.arange(2000, dtype=torch.float64) / 2000) for f in (torch.cos, torch.sin)], 1),
-     -1.576945),
-])
-def test_uniformity_is_that_of_the_reference(x, expected):
-    assert uniformity(x) == pytest.approx(expected, abs=1e-6)
-
-
-def test_health_warns_of_a_collapse_and_of_nothing_else(recwarn):
-    numbers = Health().measure(as_floats(blobs(40)), as_floats(blobs(40)))
-    assert list(numbers) == ["health/feature_std", "health/rankme", "health/uniformity"]
-    assert not recwarn
-    collapsed = features(torch.ones(40, 8) + 1e-4 * normal(40, 8).float())
-    with pytest.warns(UserWarning, match="the encoder has collapsed; try a lower learning rate"):
-        Health().measure(collapsed, collapsed)
-
-
-def test_health_looks_at_five_thousand_images_from_everywhere():
-    x = torch.ones(6000, 2)
-    x[5500:, 1] = -1                                                  # every twelfth image is another
-    share = 1 / 12
-    expected = math.sqrt(2) * math.sqrt(0.5 * 4 * share * (1 - share)) / 2
-    assert Health().measure(features(x), features(x))["health/feature_std"] == pytest.approx(expected, rel=0.01)
-
-
 # Which features the metrics see
 
 def test_features_come_in_the_order_of_the_images_whatever_the_order_of_the_batches():
@@ -379,7 +198,7 @@ def test_every_metric_of_a_validation_sees_the_encoders_features_of_both_parts(b
             assert torch.equal(found.labels, part.labels)
             assert torch.equal(found.places, torch.arange(len(part)))
     train, test = kept[0].parts
-    expected = {"answer": 42, **{name: knn_accuracy(train, test, protocol) for name, protocol in PROTOCOLS.items()},
+    expected = {"answer": 42, **KNN().measure(train, test),
                 **LinearProbe(2).measure(train, test), **Health().measure(train, test)}
     assert {name: value.item() for name, value in running.callback_metrics.items()} == pytest.approx(expected)
     assert probe.latest == pytest.approx(LinearProbe(2).measure(train, test))

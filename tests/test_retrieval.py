@@ -67,7 +67,8 @@ def test_the_mean_average_precision_is_that_of_a_loop_and_of_scikit_learn(dtype)
 
 
 def test_recall_at_k_is_the_share_of_queries_with_one_of_their_class_among_the_k_nearest():
-    bank = features(on_the_circle([0.99 - 0.05 * rank for rank in range(14)]), [0, 1, 1, 1, 2, 1, 1, 1, 1, 3, 4, 4, 4, 4])
+    labels = [0, 1, 1, 1, 2, 1, 1, 1, 1, 3, 4, 4, 4, 4]
+    bank = features(on_the_circle([0.99 - 0.05 * rank for rank in range(14)]), labels)
     queries = features(torch.tensor([[1.0, 0.0]] * 5, dtype=torch.float64), [0, 1, 2, 3, 4])
     scores = retrieval(bank, queries)                                 # of their class is rank 1, 2, 5, 10 and 11
     assert scores["retrieval/recall_1"].units.tolist() == [1, 0, 0, 0, 0]

@@ -61,7 +61,7 @@ class Resident:
         """Of pixels and labels: another one when any changes."""
         digest = hashlib.blake2b(str(list(self.images.shape)).encode(), digest_size=8)
         for values in (self.images, self.labels):
-            digest.update(values.cpu().contiguous().numpy())
+            digest.update(values.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def as_files(self) -> "Files":
@@ -115,7 +115,7 @@ class Files:
     def fingerprint(self) -> str:
         """Of the files, their labels and the plain images' size: another one when any changes."""
         digest = hashlib.blake2b(f"{file_states(self.names)}{self.size}".encode(), digest_size=8)
-        digest.update(self.labels.numpy())
+        digest.update(self.labels.numpy().data)
         return digest.hexdigest()
 
     def plain(self, images: Sequence[Tensor]) -> Tensor:

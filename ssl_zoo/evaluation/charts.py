@@ -4,9 +4,10 @@ The colours are Okabe and Ito's, which the colour-blind tell apart. What a colou
 or a number says too, so that nothing is lost in grey.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -96,7 +97,7 @@ def feature_map(x: Tensor, labels: Tensor, classes: Sequence[str], title: str) -
 
 def scatter(figure: Figure, points: np.ndarray, labels: np.ndarray, names: dict[int, str]) -> None:
     """Points [N, 2] by class, those of classes without a name in one colour."""
-    axes = figure.add_subplot(xticks=[], yticks=[], xmargin=0.12)             # room for names
+    axes = figure.add_subplot(aspect="equal", adjustable="datalim", xticks=[], yticks=[])
     rest = points[~np.isin(labels, list(names))]
     axes.scatter(rest[:, 0], rest[:, 1], s=12, color=REST if names else COLOURS[0], linewidths=0)
     if not names:
@@ -134,7 +135,7 @@ def flatten(x: Tensor) -> tuple[np.ndarray, str]:
         return flat.numpy(), by_pca
     perplexity = min(30, len(x) // 3)
     start = 1e-4 * flat / flat[:, 0].std().clamp_min(1e-12)
-    tsne = TSNE(perplexity=perplexity, init=start.float().numpy(), max_iter=500, random_state=0)
+    tsne = TSNE(perplexity=perplexity, init=start.float().numpy(), max_iter=500)
     return tsne.fit_transform(x.numpy()), f"t-SNE, perplexity {perplexity}"
 
 
@@ -147,12 +148,15 @@ def principal(x: Tensor) -> tuple[Tensor, float]:
 
 
 def write_names(axes: Axes, names: Sequence[tuple[str, np.ndarray]]) -> None:
-    """Each name at its place, without those that would cover one before them."""
-    boxes: list[BboxBase] = []
+    """Each name at its place or beside it where the frame ends, without those that would cover one before them."""
+    frame, boxes = axes.get_window_extent(), list[BboxBase]()
     for name, (x, y) in names:
         text = axes.text(x, y, name, ha="center", va="center", fontsize=9, weight="bold", in_layout=False,
                          path_effects=[withStroke(linewidth=3, foreground="white")])
         box = text.get_window_extent()
+        shift = np.clip(0, frame.x0 - box.x0, frame.x1 - box.x1)             # pixels
+        text.set_x(x + shift * np.ptp(axes.get_xlim()) / frame.width)
+        box = box.translated(shift, 0)
         if any(box.overlaps(other) for other in boxes):
             text.remove()
         else:
@@ -248,36 +252,36 @@ def learning_curves(columns: Mapping[str, Mapping[str, Score]], title: str) -> F
              for name, score in scores.items() if (found := CELL.fullmatch(name))]
     if not cells:
         raise ValueError("no score is called lowshot/<classifier>_<labels>: measure from few labels first")
+    curves = list(dict.fromkeys(cell[:2] for cell in cells))
+    encoders, classifiers = (list(dict.fromkeys(column)) for column in zip(*curves, strict=True))
+    looks = {curve: {"color": COLOURS[classifiers.index(curve[1]) % len(COLOURS)],
+                     "marker": MARKERS[classifiers.index(curve[1]) % len(MARKERS)],
+                     "linestyle": LINES[encoders.index(curve[0]) % len(LINES)]} for curve in curves}
+    names = [plain(classifier if len(encoders) == 1 else f"{encoder}: {classifier}") for encoder, classifier in curves]
     kinds = sorted({cell.percent for cell in cells})
-    ticks = {kind: sorted({cell.labels for cell in cells if cell.percent == kind}) for kind in kinds}
-    figure = blank(6 + 2 * len(kinds), 5, title)
-    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False,
-                             width_ratios=[len(ticks[kind]) + 1 for kind in kinds])[0]
+    wide = min(len(encoders), 3)            # columns of the legend
+    figure = blank(6 + 2 * len(kinds), 4.5 + 0.25 * math.ceil(len(curves) / wide), title)
+    ticks = [sorted({cell.labels for cell in cells if cell.percent == kind}) for kind in kinds]
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False, width_ratios=[len(n) + 1 for n in ticks])[0]
     panels[0].set_ylabel("accuracy, %; bars: deviation over the draws")
-    for axes, kind in zip(panels, kinds, strict=True):
-        names = draw_curves(axes, cells, kind)
+    for axes, kind, numbers in zip(panels, kinds, ticks, strict=True):
+        draw_curves(axes, [cell for cell in cells if cell.percent == kind], looks)
         axes.set_xscale("log")
-        axes.set_xticks(ticks[kind], [f"{n:g} %" if kind else f"{n:g}" for n in ticks[kind]])
+        axes.set_xticks(numbers, [f"{n:g} %" if kind else f"{n:g}" for n in numbers])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("of all labels" if kind else "labels per class")
         axes.grid(alpha=0.3)
-    figure.legend(panels[0].containers, names, loc="outside right center", handlelength=4, frameon=False)
+    figure.legend(panels[0].containers, names, loc="outside lower center", ncols=wide, handlelength=4, frameon=False)
     return figure
 
 
-def draw_curves(axes: Axes, cells: Sequence[Cell], percent: bool) -> list[str]:
-    """A curve for each encoder and classifier, an empty one where it has nothing of this kind; their names."""
-    encoders, classifiers = (list(dict.fromkeys(column)) for column in list(zip(*cells, strict=True))[:2])
-    curves = list(dict.fromkeys(cell[:2] for cell in cells))
-    for i, (encoder, classifier) in enumerate(curves):
-        own = sorted(cell for cell in cells if cell[:2] == (encoder, classifier) and cell.percent == percent)
-        apart = 1.2 ** ((i + 0.5) / len(curves) - 0.5)                       # or the bars would hide each other
-        look = classifiers.index(classifier)
+def draw_curves(axes: Axes, cells: Sequence[Cell], looks: dict[tuple[str, str], dict[str, Any]]) -> None:
+    """A curve for each encoder and classifier, an empty one where it has no cell."""
+    for i, (curve, look) in enumerate(looks.items()):
+        own = sorted(cell for cell in cells if cell[:2] == curve)
+        apart = 1.2 ** ((i + 0.5) / len(looks) - 0.5)                        # or the bars would hide each other
         axes.errorbar([apart * cell.labels for cell in own], [100 * cell.score.value for cell in own],
-                      [100 * (cell.score.spread or 0) for cell in own], capsize=2, markersize=5,
-                      color=COLOURS[look % len(COLOURS)], marker=MARKERS[look % len(MARKERS)],
-                      linestyle=LINES[encoders.index(encoder) % len(LINES)])
-    return [plain(classifier if len(encoders) == 1 else f"{encoder}: {classifier}") for encoder, classifier in curves]
+                      [100 * (cell.score.spread or 0) for cell in own], capsize=2, markersize=5, **look)
 
 
 # Similarities

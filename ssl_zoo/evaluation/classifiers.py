@@ -52,47 +52,43 @@ def logistic(x: Tensor, labels: Tensor, classes: int, *, standardise: bool = Tru
         standardise: by mean and deviation of all of `x`; what comes back takes features as they are all the same.
     """
     check(x, labels, classes)
-    mean, std = x.new_zeros(x.shape[-1]).double(), x.new_ones(x.shape[-1]).double()
-    if standardise:
-        mean, std = moments(x.flatten(0, -2))
+    std = moments(x.flatten(0, -2))[1] if standardise else x.new_ones(x.shape[-1]).double()   # the bias takes the mean
     if x.shape[-2] < x.shape[-1]:                       # W lies in the span of the images: N numbers instead of D
-        span, inside = torch.linalg.qr(((x.double() - mean) / std).mT)                     # [..., D, N], [..., N, N]
+        span, inside = torch.linalg.qr((x.double() / std).mT)                              # [..., D, N], [..., N, N]
         weight, bias = logistic(inside.mT, labels, classes, standardise=False)
-        weight = weight @ span.mT / std
-        return linear(weight, bias - (weight * mean).sum(-1), x)
-    return linear(*minimise(x, labels, classes, mean, std), x)
+        return linear(weight @ span.mT / std, bias, x)
+    return linear(*minimise(x, labels, classes, std), x)
 
 
-def minimise(x: Tensor, labels: Tensor, classes: int, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias, for features as they are, of the logistic regression on (x - mean) / std; in float64.
+def minimise(x: Tensor, labels: Tensor, classes: int, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias, for features as they are, of the logistic regression on x / std; in float64.
 
     L-BFGS moves [W, b] in the coordinates of a Cholesky factor of what bounds the curvature of the sum, which is then
     about equally curved along all directions: that saves most of the steps.
     """
     unseen = torch.zeros(*labels.shape[:-1], classes, device=x.device).scatter_(-1, labels, 1.0) == 0
     absent = torch.zeros_like(unseen, dtype=torch.float64).masked_fill_(unseen, -torch.inf)
-    standard = torch.diag(F.pad(1 / std, (0, 1), value=1.0))       # [W, b] @ standard takes features as they are
-    standard[:-1, -1] = -mean / std
-    squares = torch.zeros_like(standard)
+    scale = F.pad(1 / std, (0, 1), value=1.0)                      # [D + 1]
+    penalty = F.pad(torch.ones_like(std), (0, 1))                  # none on the bias
+    squares = torch.zeros_like(torch.diag(scale))
     for rows, _ in pieces(x, labels):
         rows = F.pad(rows, (0, 1), value=1.0)
-        squares = squares + rows.mT @ rows
-    curvature = standard @ squares @ standard.mT / classes + torch.eye(len(standard)).to(standard)
-    basis = torch.linalg.inv(torch.linalg.cholesky(curvature))     # [..., D + 1, D + 1]
-    penalty = F.pad(torch.ones_like(std), (0, 1))                  # none on the bias
-    place = absent.new_zeros(*absent.shape, len(penalty))
+        squares = squares + rows.mT @ rows                         # [..., D + 1, D + 1]
+    curvature = scale[:, None] * squares * scale / classes + torch.diag(torch.ones_like(scale))
+    basis = torch.linalg.inv(torch.linalg.cholesky(curvature))
+    place = absent.new_zeros(*absent.shape, len(scale))
     solver = torch.optim.LBFGS([place], max_iter=1000, max_eval=2000, tolerance_grad=1e-5, tolerance_change=0,
                                line_search_fn="strong_wolfe")
 
     @torch.no_grad()
     def objective() -> Tensor:
         weight = place @ basis
-        loss, slope = cross_entropy(x, labels, weight @ standard, absent)
-        place.grad = (slope @ standard.mT + weight * penalty) @ basis.mT
+        loss, slope = cross_entropy(x, labels, weight * scale, absent)
+        place.grad = (slope * scale + weight * penalty) @ basis.mT
         return loss + (weight * penalty).square().sum() / 2
 
     solver.step(objective)
-    weight = place @ basis @ standard
+    weight = place @ basis * scale
     return weight[..., :-1], weight[..., -1] + absent
 
 

@@ -1,4 +1,4 @@
-"""Few-shot accuracy: many small problems of 5 classes the encoder has no labels of, each from 1 or 5 images a class."""
+"""Few-shot accuracy: many small problems of 5 classes, each learnt from 1 or 5 images of each class."""
 
 import math
 from collections.abc import Callable

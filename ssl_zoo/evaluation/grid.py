@@ -3,11 +3,11 @@
 Learning rate x weight decay x with or without a BatchNorm without affine in front, 24 heads. A tenth of each class of
 the training part is held out, drawn from seed 0; the other images train all heads in the same batches of 256, for 90
 epochs, by SGD with Nesterov momentum 0.9 and a cosine to 0 over the steps, from weights of 0, without augmentation.
-The held-out images choose the head, the first of equals. Only that one sees the test part, and only once.
+The head with the least cross entropy of the held-out images is chosen: of a few hundred images it says more than the
+accuracy, of which many heads have the same. Only the chosen head sees the test part, and only once.
 
 BatchNorm is meant in the limit of a large batch: it standardises by the mean and deviation of all images that train,
-in training as in the test. A classifier of which the rate is off by ten is the largest error in comparisons of
-encoders; here each has the rate that suits its features.
+in training as in the test. On CIFAR-10 a BatchNorm with statistics of its batches is within 0.1 points of that.
 """
 
 from itertools import product
@@ -22,9 +22,9 @@ from ssl_zoo.evaluation.linear import Head
 from ssl_zoo.evaluation.score import Score
 from ssl_zoo.schedules import cosine
 
-DECAYS = (0.0, 1e-3)
-RATES = {False: (0.03, 0.12, 0.5, 2.0, 8.0, 30.0),         # of features as they are, whose mean square is about 0.01
-         True: (0.0003, 0.0012, 0.005, 0.02, 0.08, 0.3)}   # and standardised ones, where it is 1
+DECAYS = (0.0, 1e-4)
+RATES = {False: (0.03, 0.12, 0.5, 2.0, 8.0, 30.0),         # of pooled features as they are: their mean square is small
+         True: (0.0003, 0.0012, 0.005, 0.02, 0.08, 0.3)}   # where it is 1; the wider the features, the lower is best
 
 
 class Cell(NamedTuple):
@@ -43,34 +43,28 @@ class Grid(NamedTuple):
     """The head that the held-out images chose, and what it makes of the test part."""
 
     score: Score                   # of the test images
-    cell: Cell                     # what was chosen
-    validation: dict[Cell, float]  # share of the held-out images that each head has right; NaN where it overflowed
+    cell: Cell                     # the chosen one: that with the least of `losses`
+    validation: dict[Cell, float]  # accuracy of each head on the held-out images, 0 to 1
+    losses: dict[Cell, float]      # its mean cross entropy there, not finite where it overflowed
     head: Head
     predictions: Tensor            # [M] class of each test image
 
 
 def linear_grid(train: Features, test: Features) -> Grid:
-    """The protocol of this file, where the features are.
-
-    A class that only the test part has is never predicted.
-    """
+    """The protocol of this file, computed where the features are. A class that only `test` has is never predicted."""
     check(train, test)
-    device, classes = train.x.device, int(train.labels.max()) + 1
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(train.x.device.type, enabled=False):
         kept, held = hold_out(train.labels)
         mean, std = statistics(train.x[kept])
-        lr, weight_decay, _ = mean.new_tensor(CELLS).view(2, -1, 3).unbind(-1)          # [2, 12] each
-        weights = train_heads(train, kept, mean, std, lr, weight_decay, classes=classes)
-        accuracy = held_out_accuracy(train, held, mean, std, weights).flatten()
-        best = int(accuracy.nan_to_num(-1).argmax())
-        i = int(CELLS[best].batchnorm)
-        head = Head(mean[i], std[i], classes)
-        weight = weights.flatten(0, 1)[best]
-        head.linear.weight.copy_(weight[:, :-1])
-        head.linear.bias.copy_(weight[:, -1])
+        lr, weight_decay, _ = mean.new_tensor(CELLS).view(2, -1, 3).unbind(-1)
+        weights = train_heads(train, kept, mean, std, lr, weight_decay, classes=int(train.labels.max()) + 1)
+        loss, accuracy = validate(train, held, mean, std, weights)
+        best = int(loss.nan_to_num(torch.inf).argmin())
+        head = as_head(mean, std, weights, best)
         predictions = head(test.x).argmax(-1)
-    score = Score((predictions == test.labels).double(), "image")
-    return Grid(score, CELLS[best], dict(zip(CELLS, accuracy.tolist(), strict=True)), head, predictions)
+    validation, losses = (dict(zip(CELLS, values.tolist(), strict=True)) for values in (accuracy, loss))
+    return Grid(Score((predictions == test.labels).double(), "image"), CELLS[best], validation, losses, head,
+                predictions)
 
 
 def check(train: Features, test: Features) -> None:
@@ -108,10 +102,10 @@ def hold_out(labels: Tensor) -> tuple[Tensor, Tensor]:
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation, each [2, D]: 0 and 1, which leave features as they are, then those of `x` [N, D].
 
-    The deviation of a feature that never changes is infinite: divided by it, it says nothing.
+    The deviation of a feature that never changes but by rounding is infinite: divided by it, it says nothing.
     """
-    var, mean = torch.var_mean(x, 0, correction=0)
-    std = torch.where(var.sqrt() > 1e-6 * mean.abs(), var.sqrt(), torch.inf)
+    std, mean = torch.std_mean(x, 0, correction=0)
+    std = std.where(std > 1e-6 * mean.abs(), torch.inf)
     return torch.stack([torch.zeros_like(mean), mean]), torch.stack([torch.ones_like(std), std])
 
 
@@ -159,9 +153,21 @@ def logits(weights: Tensor, x: Tensor) -> Tensor:
     return (weights.flatten(1, 2) @ x.mT).view(*weights.shape[:3], -1)
 
 
-def held_out_accuracy(train: Features, held: Tensor, mean: Tensor, std: Tensor, weights: Tensor) -> Tensor:
-    """[I, H] float64: share of the images at the places `held` that each head has right, NaN where it overflowed."""
-    right = torch.stack([
-        (logits(weights, standardised(train.x[rows], mean, std)).argmax(2) == train.labels[rows]).sum(2)
-        for rows in held.split(1024)]).sum(0)
-    return (right / len(held)).double().where(weights.isfinite().flatten(2).all(2), torch.nan)
+def validate(train: Features, held: Tensor, mean: Tensor, std: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross entropy of the images at the places `held`, and share that is right: [I * H] float64 each."""
+    losses, right = [], []
+    for rows in held.split(256):
+        votes = logits(weights, standardised(train.x[rows], mean, std)).flatten(0, 1)   # [I * H, classes, B]
+        labels = train.labels[rows].expand(len(votes), -1)
+        losses.append(F.cross_entropy(votes, labels, reduction="none"))
+        right.append(votes.argmax(1) == labels)
+    return torch.cat(losses, 1).double().mean(1), torch.cat(right, 1).double().mean(1)
+
+
+def as_head(mean: Tensor, std: Tensor, weights: Tensor, place: int) -> Head:
+    """The head at a place among the I * H."""
+    i, weight = place // weights.shape[1], weights.flatten(0, 1)[place]
+    head = Head(mean[i], std[i], len(weight))
+    head.linear.weight.copy_(weight[:, :-1])
+    head.linear.bias.copy_(weight[:, -1])
+    return head

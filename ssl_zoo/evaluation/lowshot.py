@@ -42,11 +42,11 @@ def lowshot(train: Features, test: Features, names: Sequence[str] = ()) -> tuple
         raise ValueError("no train image has a label: accuracy from few labels needs some")
     classes = int(torch.maximum(train.labels.max(), test.labels.max())) + 1
     mean, std = (column.float() for column in moments(train.x))
-    plain = test.x.float()
-    standard = (plain - mean) / std
+    queries = test.x.float()
+    standard = (queries - mean) / std
 
     def predictions(x: Tensor, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
-        yield "knn", vote(plain, x, labels, classes)
+        yield "knn", vote(queries, x, labels, classes)
         x = (x - mean) / std
         yield "logistic", logistic(x, labels, classes, standardise=False).predict(standard)
         yield "naive_bayes", naive_bayes(x, labels, classes).predict(standard)
@@ -91,8 +91,9 @@ def sizes(counts: Tensor, names: Sequence[str]) -> tuple[dict[str, Tensor], list
 
 
 def draw(labels: Tensor, wanted: Tensor, seed: int) -> Tensor:
-    """Rows of as many images of each class as are `wanted` [C]; a function of labels [N], where -1 is never drawn, and
-    seed: all images are shuffled, and each class gives its first.
+    """Rows of as many images of each class as are wanted [C]: all are shuffled by the seed, each class gives its first.
+
+    A function of labels [N] and seed; images with label -1 are not drawn.
     """
     labels, wanted = labels.cpu(), wanted.cpu()                             # a CPU and a GPU draw the same
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
