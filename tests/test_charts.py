@@ -197,7 +197,7 @@ def test_a_map_has_at_most_2000_points(count, shown):
 @pytest.mark.usefixtures("without_sklearn")
 def test_a_map_of_a_choice_shows_the_same_ones_again():
     x = normal(2500, 4)
-    assert np.array_equal(*(drawn_classes(feature_map(x, torch.zeros(2500), ["only"], ""))[1] for _ in range(2)))
+    assert np.array_equal(*(drawn_classes(feature_map(x, torch.zeros(2500).long(), ["only"], ""))[1] for _ in range(2)))
 
 
 @pytest.mark.usefixtures("without_sklearn")
