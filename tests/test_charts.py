@@ -442,6 +442,12 @@ def test_a_label_beyond_the_names_has_a_row_and_a_column_of_its_own(truth):
         (0, 0): "50", (3, 0): "50"}
 
 
+def test_labels_in_bytes_are_counted_as_others_are():
+    truth, given = whole_numbers(20, 500), whole_numbers(20, 500, seed=1)
+    figures = [confusion_matrix(truth.to(kind), given.to(kind), names(20), "") for kind in (torch.long, torch.uint8)]
+    assert np.array_equal(*(figure.axes[0].get_images()[0].get_array() for figure in figures))
+
+
 def test_no_image_with_a_known_class_makes_an_empty_matrix():
     figure = confusion_matrix(torch.tensor([-1]), torch.tensor([0]), ["cat", "dog"], "")
     assert cells(figure.axes[0]) == {}
@@ -485,6 +491,7 @@ def test_labels_per_class_have_a_logarithmic_axis_with_a_tick_for_each():
     assert [panel.get_xscale() for panel in axes] == ["log", "log"]
     assert [[tick.get_text() for tick in panel.get_xticklabels()] for panel in axes] == [["1", "10"], ["1 %"]]
     assert axes[0].get_xticks().tolist() == [1, 10]
+    assert not len(axes[0].xaxis.get_minorticklocs())
     assert axes[0].get_ylim() == axes[1].get_ylim()
 
 
@@ -530,7 +537,7 @@ def test_one_panel_is_enough_where_one_kind_was_measured():
 
 def test_scores_without_few_labels_are_refused():
     with pytest.raises(ValueError, match="lowshot/<classifier>_<labels>"):
-        learning_curves({"mine": {"knn_dino": number(0.5)}}, "")
+        learning_curves({"mine": {"knn_dino": number(0.5), "lowshot/knn_5_top5": number(0.5)}}, "")
 
 
 @pytest.mark.parametrize(("name", "parts"), [("lowshot/naive_bayes_5", ("naive_bayes", "5", "")),

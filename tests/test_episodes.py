@@ -65,9 +65,10 @@ def test_classes_and_images_are_drawn_equally_often():
 
 def test_classes_with_too_few_images_and_unknown_images_are_not_drawn():
     labels = torch.arange(200) % 8
-    labels[(labels == 2).nonzero().flatten()[15:]] = -1                    # 15 images are one too few
-    drawn = labels[draw(with_images(labels, 16), 16)].unique().tolist()
-    assert drawn == [0, 1, 3, 4, 5, 6, 7]
+    labels[(labels == 2).nonzero().flatten()[15:]] = -1                    # 15 images are one too few,
+    labels[(labels == 3).nonzero().flatten()[16:]] = -1                    # 16 are enough,
+    labels[labels == 4] = -1                                               # and of those unknown there are more
+    assert labels[draw(with_images(labels, 16), 16)].unique().tolist() == [0, 1, 3, 5, 6, 7]
 
 
 def test_draws_repeat_without_a_trace():
@@ -84,7 +85,9 @@ def test_draws_repeat_without_a_trace():
 
 @pytest.mark.parametrize("shots", [1, 3])
 def test_by_class_mean_is_the_largest_cosine_with_the_mean_of_unit_features(shots):
-    support, queries = episode(shots=shots)
+    support, queries = episode(shots=shots, queries=40)
+    support = support + torch.arange(5)[:, None, None] * normal(*support.shape, seed=1)      # some classes scatter
+    support = support * normal(5, shots, 1, seed=2).exp()                                     # and lengths differ
     means = [sum(row / row.norm() for row in of_class) for of_class in support]
     expected = [max(range(5), key=lambda c: float(query @ means[c]) / float(means[c].norm())) for query in queries]
     assert by_class_mean(support[None], queries[None])[0].tolist() == expected
@@ -223,6 +226,7 @@ def test_episodes_that_cannot_be_drawn_are_left_out_with_the_reason(monkeypatch)
     scores, left_out = fewshot(part(7 * 19))
     assert list(scores) == NAMES[:2]
     assert left_out == ["fewshot/5way_5shot: 0 classes have the 20 test images that an episode takes of each of 5"]
+    assert fewshot(part(5 * 20, classes=5))[1] == []
     scores, left_out = fewshot(part(400, classes=4))
     assert not scores
     assert left_out == ["fewshot/5way_1shot: 4 classes have the 16 test images that an episode takes of each of 5",

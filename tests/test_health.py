@@ -97,6 +97,16 @@ def test_rankme_is_the_exponential_of_the_entropy_of_the_singular_values(spectru
     assert rankme(x.float()) == pytest.approx(rankme_by_singular_values(x.float()), rel=1e-5)
 
 
+@pytest.mark.parametrize(("smallest", "bound"), [(0, 1e-10), (1e-9, 1e-3), (3e-8, 1e-3), (1e-7, 1e-6), (1e-5, 1e-9)])
+@pytest.mark.parametrize("large", [1, 20])
+def test_rankme_bears_directions_that_hardly_exist(large, smallest, bound):
+    """Between nothing and what rounding leaves of it: as from the singular values to within what the text says."""
+    left, right = (torch.linalg.qr(normal(side, 150, seed=side)).Q for side in (200, 150))
+    values = torch.where(torch.arange(150) < large, 1.0, smallest).double()
+    x = left * values @ right.T
+    assert rankme(x) == pytest.approx(rankme_by_singular_values(x), rel=bound)
+
+
 def test_rankme_takes_no_mean_away():
     assert rankme(100 + 0.01 * normal(30, 6)) == pytest.approx(1, abs=0.01)
     assert rankme(normal(30, 6)) > 5
@@ -219,6 +229,15 @@ def test_the_negatives_of_a_collapse_are_all_one_and_vary_by_nothing():
             assert found.counts[-1] == found.counts.sum() == pairs
             assert (found.mean, found.variance) == pytest.approx((1, 0), abs=1e-6)
             assert found.variance >= 0
+
+
+def test_similarities_of_features_that_are_not_finite_are_no_numbers():
+    """The recorder looks at a run whose weights may have overflowed, and must not stop it."""
+    x = torch.ones(6, 3)
+    x[2] = torch.nan
+    for found in similarities(x, x):
+        assert math.isnan(found.mean)
+        assert math.isnan(found.variance)
 
 
 def test_opposite_views_fall_into_the_first_bin():

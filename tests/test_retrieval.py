@@ -123,7 +123,7 @@ def test_images_without_a_label_are_neither_queries_nor_answers():
     unknown = queries._replace(labels=torch.full((9,), -1))
     both = features(torch.cat([unknown.x, queries.x]), torch.cat([unknown.labels, queries.labels]))
     for name, score in retrieval(known, both).items():
-        assert torch.equal(score.units, retrieval(bank, queries)[name].units)
+        assert score.units.tolist() == pytest.approx(retrieval(bank, queries)[name].units.tolist(), abs=1e-12)
     with pytest.raises(ValueError, match="none of 9 queries has an image of its class among 30: .*label"):
         retrieval(bank, unknown)
 
@@ -144,9 +144,9 @@ def test_a_thousand_queries_are_drawn_evenly_and_always_the_same():
     assert np.array_equal(state[1], np.random.get_state()[1])         # noqa: NPY002
 
 
-@pytest.mark.parametrize("elements", [1, 7, 60, 10 ** 6])
+@pytest.mark.parametrize("elements", [1, 270, 10 ** 6])
 def test_chunks_change_nothing(elements, monkeypatch):
-    bank, queries = noise(30, 3), noise(9, 3, seed=1)
+    bank, queries = noise(30, 3), noise(29, 3, seed=1)
     expected = retrieval(bank, queries)
     monkeypatch.setattr("ssl_zoo.evaluation.retrieval.ELEMENTS", elements)
     for name, score in retrieval(bank, queries).items():

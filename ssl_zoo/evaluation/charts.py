@@ -202,8 +202,8 @@ def confusion_matrix(truth: Tensor, predictions: Tensor, classes: Sequence[str],
 def count(truth: Tensor, predictions: Tensor, classes: int) -> np.ndarray:
     """[C, C], for as many classes as there are names or labels. Not `dense.confusion`, to which 255 is no class."""
     known = truth >= 0
-    truth, predictions = truth[known].cpu(), predictions[known].cpu()
-    classes = max(classes, 1 + max([0, *truth.tolist(), *predictions.tolist()]))
+    truth, predictions = truth[known].long().cpu(), predictions[known].long().cpu()
+    classes = 1 + max([classes - 1, *truth.tolist(), *predictions.tolist()])
     return torch.bincount(truth * classes + predictions, minlength=classes ** 2).view(classes, classes).numpy()
 
 
@@ -261,27 +261,28 @@ def learning_curves(columns: Mapping[str, Mapping[str, Score]], title: str) -> F
     kinds = sorted({cell.percent for cell in cells})
     wide = min(len(encoders), 3)            # columns of the legend
     figure = blank(6 + 2 * len(kinds), 4.5 + 0.25 * math.ceil(len(curves) / wide), title)
-    ticks = [sorted({cell.labels for cell in cells if cell.percent == kind}) for kind in kinds]
-    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False, width_ratios=[len(n) + 1 for n in ticks])[0]
-    panels[0].set_ylabel("accuracy, %; bars: deviation over the draws")
-    for axes, kind, numbers in zip(panels, kinds, ticks, strict=True):
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False, width_ratios=[
+        len({cell.labels for cell in cells if cell.percent == kind}) + 1 for kind in kinds])[0]
+    for axes, kind in zip(panels, kinds, strict=True):
         draw_curves(axes, [cell for cell in cells if cell.percent == kind], looks)
-        axes.set_xscale("log")
-        axes.set_xticks(numbers, [f"{n:g} %" if kind else f"{n:g}" for n in numbers])
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel("of all labels" if kind else "labels per class")
-        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("accuracy, %; bars: deviation over the draws")
     figure.legend(panels[0].containers, names, loc="outside lower center", ncols=wide, handlelength=4, frameon=False)
     return figure
 
 
 def draw_curves(axes: Axes, cells: Sequence[Cell], looks: dict[tuple[str, str], dict[str, Any]]) -> None:
-    """A curve for each encoder and classifier, an empty one where it has no cell."""
+    """The cells, all of them percents or none, as a curve for each encoder and classifier, which may be empty."""
     for i, (curve, look) in enumerate(looks.items()):
         own = sorted(cell for cell in cells if cell[:2] == curve)
         apart = 1.2 ** ((i + 0.5) / len(looks) - 0.5)                        # or the bars would hide each other
         axes.errorbar([apart * cell.labels for cell in own], [100 * cell.score.value for cell in own],
                       [100 * (cell.score.spread or 0) for cell in own], capsize=2, markersize=5, **look)
+    percent, ticks = cells[0].percent, sorted({cell.labels for cell in cells})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{n:g} %" if percent else f"{n:g}" for n in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("of all labels" if percent else "labels per class")
+    axes.grid(alpha=0.3)
 
 
 # Similarities

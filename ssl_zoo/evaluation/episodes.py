@@ -21,7 +21,6 @@ EPSILON = 0.05    # of OpTA: weight of the plan's entropy against costs of at mo
 PASSES = 5        # of OpTA with one shot
 
 
-@torch.no_grad()
 def fewshot(test: Features) -> tuple[dict[str, Score], list[str]]:
     """The score of each classifier over 600 episodes of the test part, and a sentence for those it is too small for.
 

@@ -16,7 +16,6 @@ PERCENT = (1, 10)                # of the labels of each class, rounded, at leas
 DRAWS = 5
 
 
-@torch.no_grad()
 def lowshot(train: Features, test: Features, names: Sequence[str] = ()) -> tuple[dict[str, Score], list[str]]:
     """The score of each classifier at each number of labels, over 5 draws, and a sentence for each that has none.
 

@@ -1,5 +1,6 @@
 """How alike an encoder finds two views of one image, and views of two images, while it learns."""
 
+import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -56,7 +57,7 @@ class ScoreRecorder(pl.Callback):
         board: Any = getattr(trainer.logger, "experiment", None)
         if trainer.is_global_zero and hasattr(board, "add_histogram_raw"):
             for name, found in self.distributions.items():
-                if found.counts.any():                          # features that are not finite are in no bin
+                if math.isfinite(found.mean):                   # else its counts mean nothing
                     publish(board, f"scores/{name}", found, trainer.global_step)
         self.distributions = {}
 

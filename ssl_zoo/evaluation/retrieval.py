@@ -11,7 +11,7 @@ from ssl_zoo.evaluation.score import Score
 
 QUERIES = 1000        # at most, spread evenly by chance, the same ones every time
 NEAREST = (1, 5, 10)
-ELEMENTS = 2 ** 23    # cosines that are ranked at a time; about 40 bytes each
+ELEMENTS = 2 ** 22    # cosines that are ranked at a time, of 8 queries or more: 80 bytes each
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def retrieval(train: Features, test: Features) -> dict[str, Score]:
     places = torch.from_numpy(chosen).to(test.x.device)
     inverse = inverse_norms(train.x)
     found = [rank(test.x[rows], test.labels[rows], train, inverse, rows if test is train else None)
-             for rows in places.split(max(1, ELEMENTS // len(train.x)))]
+             for rows in places.split(max(8, ELEMENTS // len(train.x)))]
     scores = torch.cat(found)                                                                # [M, 4]
     if not len(scores):
         raise ValueError(f"none of {len(chosen)} queries has an image of its class among {len(train.x)}: retrieval "
@@ -50,12 +50,11 @@ def rank(queries: Tensor, labels: Tensor, bank: Features, inverse: Tensor, own: 
         cosines.scatter_(1, own[:, None], -torch.inf)
         relevant.scatter_(1, own[:, None], False)
     cosines, relevant = cosines[relevant.any(1)], relevant[relevant.any(1)]
-    cosines, order = cosines.sort(1, descending=True)
+    cosines, order = cosines.sort(1)                                  # the furthest first
     relevant = relevant.gather(1, order)
-    hits = relevant.cumsum(1)
-    last = F.pad(cosines[:, 1:] != cosines[:, :-1], (0, 1), value=True)       # of those that are equally near
-    ranks = torch.where(last, torch.arange(1, len(inverse) + 1, device=last.device), len(inverse))
-    ranks = ranks.flip(1).cummin(1).values.flip(1)                            # [m, N] how many are at least as near
-    precision = hits.gather(1, ranks - 1).double() / ranks
-    average = (precision * relevant).sum(1) / hits[:, -1]
-    return torch.stack([average, *(relevant[:, :k].any(1).double() for k in NEAREST)], 1)
+    new = F.pad(cosines[:, 1:] != cosines[:, :-1], (1, 0), value=True)
+    first = torch.where(new, torch.arange(len(inverse), device=new.device), 0).cummax(1).values    # as near as this one
+    total, further = relevant.sum(1, keepdim=True), relevant.cumsum(1) - relevant.long()
+    precision = (total - further.gather(1, first)).double() / (len(inverse) - first)               # [m, N]
+    average = (precision * relevant).sum(1) / total[:, 0]
+    return torch.stack([average, *(relevant[:, -k:].any(1).double() for k in NEAREST)], 1)
