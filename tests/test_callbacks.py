@@ -28,7 +28,7 @@ from ssl_zoo.evaluation.recorder import ScoreRecorder, hardest
 from ssl_zoo.views import Augmentation, ViewSpec
 from tests.conftest import finish, same, simclr, state, trainer
 
-PROCESSES, SECONDS = 2, 60
+PROCESSES, SECONDS = 2, 240
 PARTS = 23, 9                    # images of the parts that two processes share
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log.*", "ignore:.*DistributedSampler.*")
 
@@ -211,8 +211,7 @@ def one_process(rank, folder, arrays):
 def halves(tmp_path_factory, arrays):
     """What each of the two processes found."""
     folder = tmp_path_factory.mktemp("processes")
-    # a fork is there at once, and safe for what computes on one thread
-    processes = mp.start_processes(one_process, (folder, arrays), nprocs=PROCESSES, join=False, start_method="fork")
+    processes = mp.spawn(one_process, (folder, arrays), nprocs=PROCESSES, join=False)   # autograd bears no fork
     finish(processes, SECONDS)
     return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
 
