@@ -30,7 +30,8 @@ from torch import Tensor
 
 from ssl_zoo.evaluation.features import Features
 from ssl_zoo.evaluation.health import alignment, feature_std, rankme, similarities, tolerance, uniformity
-from ssl_zoo.evaluation.knn import PROTOCOLS, QUERIES, ROWS, SAMPLE, knn_classes
+from ssl_zoo.evaluation.knn import PROTOCOLS, knn_classes
+from ssl_zoo.evaluation.nearest import QUERIES, ROWS, SAMPLE
 from ssl_zoo.evaluation.retrieval import retrieval
 
 ONE = {"knn_instdisc": PROTOCOLS["knn_instdisc"]}

@@ -19,11 +19,12 @@ from ssl_zoo import distributed
 from ssl_zoo.data import ArrayImages
 from ssl_zoo.data.sources import Files, Loader, Resident
 from ssl_zoo.encoders import NarrowResNet
-from ssl_zoo.evaluation import KNN, Health, LinearProbe
+from ssl_zoo.evaluation import KNN, Health, LinearProbe, Neighbours
 from ssl_zoo.evaluation.augmented import linear_simclr
 from ssl_zoo.evaluation.bayes import NaiveBayes
 from ssl_zoo.evaluation.features import FeatureCallback, Features, Pass, nearest_of_all, once
-from ssl_zoo.evaluation.knn import PROTOCOLS, knn_scores, nearest
+from ssl_zoo.evaluation.knn import PROTOCOLS, knn_scores
+from ssl_zoo.evaluation.nearest import nearest
 from ssl_zoo.evaluation.recorder import ScoreRecorder, hardest
 from ssl_zoo.views import Augmentation, ViewSpec
 from tests.conftest import finish, same, simclr, state, trainer
@@ -527,3 +528,39 @@ def test_nothing_is_recorded_of_one_image_which_has_no_negative(arrays, tmp_path
     trainer(tmp_path, ScoreRecorder(), logger=logger, limit_val_batches=0, max_steps=3, log_every_n_steps=1).fit(
         method, datamodule=ArrayImages(str(arrays), batch_size=1))
     assert logger.scores == {}
+
+
+# After a validation that measured nothing
+
+def test_features_that_are_not_finite_leave_the_last_sheet_of_neighbours(tmp_path):
+    running = trainer(tmp_path, Neighbours(), logger=TensorBoardLogger(tmp_path))
+    parts = [Loader(spotted([]), 4), Loader(spotted([3]), 4)]
+    running.validate(simclr(), parts, verbose=False)
+    (left,) = tmp_path.rglob("neighbours.png")
+    before = left.stat().st_mtime_ns
+    with pytest.warns(UserWarning, match="not finite"):
+        running.validate(broken(simclr()), parts, verbose=False)
+    assert left.stat().st_mtime_ns == before
+
+
+class Stops(FeatureCallback):
+    """Refuses what it is given, the first time."""
+
+    def measure(self, train, test):
+        self.seen = train.x
+        if not self.said:
+            self.said = True
+            raise ValueError("no")
+        return {}
+
+
+def test_a_validation_after_one_that_broke_off_sees_its_own_features(tmp_path):
+    stops = Stops()
+    running, parts = trainer(tmp_path, stops), [Loader(spotted([]), 4), Loader(spotted([3]), 4)]
+    with pytest.raises(ValueError, match="no"):
+        running.validate(simclr(), parts, verbose=False)
+    other = simclr()
+    with torch.no_grad():
+        other.encoder.backbone.conv1.weight *= -1
+    running.validate(other, parts, verbose=False)
+    assert torch.allclose(stops.seen, other.encode(parts[0].source.images), atol=1e-5)

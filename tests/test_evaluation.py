@@ -17,6 +17,7 @@ from ssl_zoo.evaluation import KNN, Health, LinearProbe, Neighbours
 from ssl_zoo.evaluation.features import FeatureCallback, Features, Pass
 from ssl_zoo.evaluation.linear import train_head
 from ssl_zoo.evaluation.neighbours import Found, find_neighbours, neighbour_sheet
+from ssl_zoo.evaluation.report import highest
 from ssl_zoo.pictures import INK, PAPER, TILE, WRONG, Tile, publish, resized, sheet, shorten, to_tensor
 from tests.conftest import finish, simclr, trainer
 
@@ -374,3 +375,19 @@ def test_a_picture_is_published_as_a_file_and_where_the_logger_takes_images(tmp_
     assert (name, step) == ("views", 7)
     assert torch.equal(image, to_tensor(drawn))
     assert np.array_equal(image.permute(1, 2, 0), np.asarray(drawn))
+
+
+# A run's report
+
+def test_the_best_epoch_is_named_apart_from_the_last_and_is_never_the_untrained_one():
+    columns = {"raw pixels": {"knn": 1.0}, "untrained encoder": {"knn": 0.9, "probe": 0.9},
+               "epoch 1": {"knn": 0.5, "health/rankme": 9.0}, "epoch 2": {"knn": 0.625, "probe": 0.25},
+               "epoch 3": {"knn": 0.625, "probe": 0.125, "health/rankme": 8.0}}
+    assert highest(columns).endswith("no result: knn 62.5 % (epoch 2), probe 25.0 % (epoch 2)\n")
+    assert highest(columns).startswith("highest of 3 evaluations, chosen by the test part")
+
+
+@pytest.mark.parametrize("columns", [{}, {"untrained encoder": {"knn": 0.1}, "epoch 9": {"knn": 0.2}},
+                                     {"epoch 1": {"health/rankme": 1.0}, "epoch 2": {"health/rankme": 2.0}}])
+def test_without_a_choice_no_best_epoch_is_named(columns):
+    assert highest(columns) == ""

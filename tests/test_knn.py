@@ -9,9 +9,10 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from ssl_zoo.evaluation import KNN
-from ssl_zoo.evaluation import knn as module
+from ssl_zoo.evaluation import nearest as module
 from ssl_zoo.evaluation.features import Features
-from ssl_zoo.evaluation.knn import PROTOCOLS, Protocol, knn, knn_classes, knn_scores, nearest, nearest_by_chunk
+from ssl_zoo.evaluation.knn import PROTOCOLS, Protocol, knn, knn_classes, knn_scores
+from ssl_zoo.evaluation.nearest import nearest, nearest_by_chunk
 
 
 def normal(*shape, seed=0):

@@ -111,7 +111,9 @@ class FeatureCallback(pl.Callback):
         raise NotImplementedError
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        _passes.setdefault(trainer, Pass())
+        done = _passes.get(trainer)
+        if done is None or done.batches or done.own:   # of a validation that broke off
+            _passes[trainer] = Pass()
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                                 batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -8,7 +8,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from ssl_zoo.evaluation.features import FeatureCallback, Features
-from ssl_zoo.evaluation.knn import unit
+from ssl_zoo.evaluation.nearest import unit
 
 SAMPLE = 5000   # images that the callback looks at
 BINS = 100      # of a histogram of cosines, from -1 to 1

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ssl_zoo.evaluation.classifiers import logistic, moments, naive_bayes, require_finite
 from ssl_zoo.evaluation.features import Features
-from ssl_zoo.evaluation.knn import PROTOCOLS, knn_scores, nearest
+from ssl_zoo.evaluation.knn import PROTOCOLS, knn_scores
+from ssl_zoo.evaluation.nearest import nearest
 from ssl_zoo.evaluation.score import Score
 
 PER_CLASS = (1, 2, 5, 10, 100)   # labels of each class

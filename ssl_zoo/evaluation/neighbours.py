@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssl_zoo.distributed import run_folder
 from ssl_zoo.evaluation.features import FeatureCallback, Features
-from ssl_zoo.evaluation.knn import nearest
+from ssl_zoo.evaluation.nearest import nearest
 from ssl_zoo.pictures import Tile, publish, sheet
 
 NEIGHBOURS = 8
@@ -47,8 +47,8 @@ class Neighbours(FeatureCallback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
-        folder = run_folder(trainer)
-        if not trainer.is_global_zero or folder is None:
+        folder, (found, self.found) = run_folder(trainer), (self.found, [])
+        if not trainer.is_global_zero or folder is None or not found:
             return
         datamodule: Any = trainer.datamodule                 # type: ignore[attr-defined]
         loaders: Any = trainer.val_dataloaders
@@ -57,7 +57,7 @@ class Neighbours(FeatureCallback):
             loader = loaders[part] if isinstance(loaders, list) else loaders
             return loader.image(place) if hasattr(loader, "image") else loader.dataset[place][0]
 
-        picture = neighbour_sheet(self.found, image, getattr(datamodule, "classes", []))
+        picture = neighbour_sheet(found, image, getattr(datamodule, "classes", []))
         publish(picture, "neighbours", folder, trainer.logger, trainer.global_step)
 
 

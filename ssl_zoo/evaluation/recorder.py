@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssl_zoo import distributed
 from ssl_zoo.evaluation.health import Distribution, similarities
-from ssl_zoo.evaluation.knn import unit
+from ssl_zoo.evaluation.nearest import unit
 from ssl_zoo.method import Batch, Method
 
 

@@ -20,6 +20,8 @@ PIXELS, BEFORE = "raw pixels", "untrained encoder"
 class Report(pl.Callback):
     """Ends a run with a table of every protocol's number before and after, and with the exported encoder.
 
+    Below the table, apart from it, stands which epoch was best, for what it is worth: the test part chose it.
+
     The untrained column needs a whole evaluation before training: `trainer.num_sanity_val_steps: -1` in the recipe.
 
     Args:
@@ -65,7 +67,7 @@ class Report(pl.Callback):
         metrics = self.columns.get(epoch(trainer.current_epoch), {})   # an earlier epoch's are not this one's
         path = save_encoder(pl_module.evaluated, folder / "encoder", size=self.size, metrics=metrics,
                             recipe=whole_recipe(folder, pl_module))
-        text = table({name: self.columns[name] for name in self.shown()})
+        text = table({name: self.columns[name] for name in self.shown()}) + highest(self.columns)
         (folder / "report.txt").write_text(text)
         left = {"checkpoints": folder / "checkpoints", "exported encoder": path, "TensorBoard": folder,
                 "augmented views": folder / "views.png", "nearest neighbours": folder / "neighbours.png"}
@@ -73,7 +75,7 @@ class Report(pl.Callback):
         print("\n".join(f"{name:20}{place}" for name, place in left.items() if place.exists()))
 
     def shown(self) -> list[str]:
-        """The pixels', the untrained and the last column: the best epoch is no result, the test part chose it."""
+        """The pixels', the untrained and the last column."""
         names = list(self.columns)
         return [name for name in names if name in (PIXELS, BEFORE)] + names[-1:] if names else []
 
@@ -114,3 +116,18 @@ def table(columns: dict[str, dict[str, float]]) -> str:
     lines += [f"{name:20}" + "".join(f"{cell(numbers, name):>20}" for numbers in columns.values())
               for name in protocols]
     return "\n".join(lines) + "\n"
+
+
+def highest(columns: dict[str, dict[str, float]]) -> str:
+    """A line with each accuracy's best epoch; empty where there was only one to choose from."""
+    epochs = {name: numbers for name, numbers in columns.items() if name not in (PIXELS, BEFORE)}
+    accuracies = dict.fromkeys(name for numbers in epochs.values() for name in numbers
+                               if not name.startswith("health/"))
+    if len(epochs) < 2 or not accuracies:
+        return ""
+    found = []
+    for name in accuracies:
+        values = {column: numbers[name] for column, numbers in epochs.items() if name in numbers}
+        best = max(values, key=values.__getitem__)
+        found.append(f"{name} {100 * values[best]:.1f} % ({best})")
+    return f"highest of {len(epochs)} evaluations, chosen by the test part and so no result: {', '.join(found)}\n"

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_zoo.evaluation.features import Features
-from ssl_zoo.evaluation.knn import inverse_norms, unit, working
+from ssl_zoo.evaluation.nearest import inverse_norms, unit, working
 from ssl_zoo.evaluation.score import Score
 
 QUERIES = 1000        # at most, spread evenly by chance, the same ones every time

@@ -1,0 +1,224 @@
+"""The rows of a bank with the largest cosines to each query: exact, in pieces, in little memory."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+QUERIES, ROWS = 512, 512   # of the queries and of the bank that are compared at a time
+SAMPLE = 2048              # rows of the bank that tell about how near the nearest are
+
+
+def tile(device: torch.device) -> tuple[int, int]:
+    """How many queries and how many rows of a bank are compared at a time: on a CPU, what its cache holds."""
+    return (QUERIES, ROWS) if device.type == "cpu" else (4 * QUERIES, 32 * ROWS)
+
+
+def nearest(queries: Tensor, bank: Tensor, k: int, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Cosines and places of the `k` nearest rows of `bank` [N, D] to each of `queries` [M, D], nearest first.
+
+    Args:
+        own: [M] place of each query in the bank, where it is not its own neighbour.
+
+    Returns:
+        Two tensors [M, k]; of fewer columns where the bank has fewer rows.
+    """
+    cosines, places = (torch.cat(column) for column in zip(*nearest_by_chunk(queries, bank, k, own), strict=True))
+    return cosines, places
+
+
+def nearest_by_chunk(queries: Tensor, bank: Tensor, k: int, own: Tensor | None = None
+                     ) -> Iterator[tuple[Tensor, Tensor]]:
+    """What `nearest` returns, for a few hundred queries after others.
+
+    Exact, also for features in half precision, which are compared in float32. Neither the bank nor the cosines exist as
+    a whole: a tile of queries and rows of the bank after the other is compared, and the nearest so far are kept.
+    """
+    queries, bank = queries.detach(), bank.detach()
+    inverse = inverse_norms(bank)
+    wanted = min(k + (own is not None), len(bank))
+    sample = draw_sample(bank, inverse, wanted)
+    find = search if sample is None else partial(sieve, sample=sample)
+    chunk = tile(queries.device)[0]
+    for start in range(0, len(queries), chunk):
+        rows = slice(start, start + chunk)
+        yield nearest_first(*find(unit(queries[rows]), bank, inverse, wanted), None if own is None else own[rows])
+
+
+def nearest_first(cosines: Tensor, places: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sorted, [m, k], without the query itself."""
+    if own is not None:
+        cosines.masked_fill_(places == own[:, None], -torch.inf)
+    cosines, order = cosines.topk(cosines.shape[1] - (own is not None))
+    return cosines, places.gather(1, order).long()
+
+
+def working(x: Tensor) -> Tensor:
+    """`x` in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of length 1, in float32 at least: in float16 the squares overflow."""
+    return F.normalize(working(x), dim=-1)
+
+
+def inverse_norms(x: Tensor) -> Tensor:
+    """One over the length of each row, [N]: with these no copy of a bank needs to be normalised."""
+    norms = torch.cat([torch.linalg.vector_norm(working(rows), dim=-1) for rows in x.split(tile(x.device)[1])])
+    return 1 / norms.clamp_min(1e-12)   # as F.normalize
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Products of float32 matrices are in float32, also where the run allows bfloat16 or TF32 for speed."""
+    known: Any = torch.backends
+    backends = [known.mkldnn.matmul, known.cuda.matmul]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+class Best:
+    """The k nearest of each query so far and, behind them, what has been found since."""
+
+    def __init__(self, queries: Tensor, k: int, rows: int):
+        self.k, self.width = k, 2 * k + rows
+        self.cosines = queries.new_full((len(queries), self.width), -torch.inf)
+        self.places = torch.zeros(self.cosines.shape, dtype=torch.int32, device=queries.device)
+        self.filled = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
+        self.least = queries.new_full((len(queries), 1), -torch.inf)     # of the nearest, at the end, all are as near
+
+    def add(self, starts: Tensor, places: Tensor, cosines: Tensor) -> None:
+        """Those of query i are `places` and `cosines` [h] from starts[i] to starts[i + 1], at most `rows` of them."""
+        counts, device = starts.diff(), starts.device
+        first = torch.arange(0, self.cosines.numel(), self.width, device=device) + self.filled - starts[:-1]
+        slots = first.repeat_interleave(counts, output_size=len(places)) + torch.arange(len(places), device=device)
+        self.cosines.view(-1).scatter_(0, slots, cosines)
+        self.places.view(-1).scatter_(0, slots, places.int())
+        self.filled += counts
+        if self.filled.max() >= 2 * self.k:
+            self.keep()
+
+    def keep(self) -> tuple[Tensor, Tensor]:
+        """Cosines and places of the nearest, [m, k], in no order. The others are forgotten."""
+        used = max(self.k, int(self.filled.max()))
+        cosines, kept = self.cosines[:, :used].topk(self.k, sorted=False)
+        places = self.places.gather(1, kept)
+        self.cosines[:, :used] = -torch.inf
+        self.cosines[:, :self.k], self.places[:, :self.k] = cosines, places
+        self.filled.fill_(self.k)
+        self.least = torch.maximum(self.least, cosines.amin(1, keepdim=True))
+        return cosines, places
+
+
+@full_precision()
+def search(queries: Tensor, bank: Tensor, inverse: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Cosines and places [m, k] of the nearest of `bank` [N, D], in no order.
+
+    Args:
+        queries: [m, D] of length 1.
+        inverse: [N], one over the lengths of the bank's rows.
+    """
+    rows = tile(queries.device)[1]
+    best = Best(queries, k, rows)
+    for piece in pieces(len(bank), k, rows):
+        cosines = (queries @ working(bank[piece]).T).mul_(inverse[piece])
+        found, starts = above(cosines, best.least)
+        best.add(starts, found % cosines.shape[1] + piece.start, cosines.view(-1)[found])
+    return best.keep()
+
+
+def pieces(count: int, k: int, rows: int) -> Iterator[slice]:
+    """Each as long as all before it, up to `rows`, so that few of it are nearer than the k nearest before it."""
+    start, stop = 0, min(k, rows)
+    while start < count:
+        yield slice(start, min(stop, count))
+        start, stop = stop, stop + min(stop, rows)
+
+
+def above(cosines: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+    """Where `cosines` [m, n] are at least `least` [m, 1]: flat places [h], and where each row's start among these."""
+    m, n = cosines.shape
+    if cosines.device.type == "cpu":   # NumPy takes a quarter of the time
+        found = torch.from_numpy(np.flatnonzero(cosines.numpy() >= least.numpy()))
+    else:
+        found = (cosines >= least).view(-1).nonzero()[:, 0]
+    return found, torch.searchsorted(found, torch.arange(0, m * n + 1, n, device=found.device))
+
+
+# The same nearest at half of the time, on a CPU that multiplies bfloat16 matrices fast
+
+def fast_bfloat16() -> bool:
+    """The CPU has units for bfloat16 matrices (AMX)."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16"))
+
+
+def draw_sample(bank: Tensor, inverse: Tensor, k: int) -> Tensor | None:
+    """Some rows of `bank`, bfloat16 and of length 1; None where `search` is as fast as `sieve`."""
+    if bank.device.type != "cpu" or not fast_bfloat16() or len(bank) < max(4 * SAMPLE, 32 * k):
+        return None
+    drawn = torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))[:SAMPLE]
+    return working(bank[drawn]).mul_(inverse[drawn, None]).bfloat16()
+
+
+@contextmanager
+def no_beta_warning() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        yield
+
+
+@full_precision()
+@no_beta_warning()
+def sieve(queries: Tensor, bank: Tensor, inverse: Tensor, k: int, sample: Tensor) -> tuple[Tensor, Tensor]:
+    """What `search` finds. Rough cosines by bfloat16 products tell which few rows need exact ones.
+
+    The sample gives a guess at a cosine that a few more than k rows reach. A row whose rough cosine is below the guess
+    by more than it can be wrong is none of these. Where k rows have reached the guess in the end, the nearest are among
+    them; where the guess was too high, `search` is asked.
+    """
+    rows = tile(queries.device)[1]
+    wrong = 2 ** -8 + queries.shape[1] * 2 ** -23       # both factors are rounded to 8 bits; and the sum's rounding
+    rough_queries = queries.to(sample.dtype)
+    expected = k * len(sample) / len(bank)
+    rank = math.ceil(expected + 3.5 * math.sqrt(expected)) + 1
+    guess = (rough_queries @ sample.T).topk(min(rank, len(sample))).values[:, -1:].to(queries.dtype).clamp_min(wrong)
+    best = Best(queries, k, rows)
+    best.least = guess
+    half = sample.new_empty(rows, sample.shape[1])
+    for piece in pieces(len(bank), k, rows):
+        exact, scale = working(bank[piece]), inverse[piece]
+        rough = rough_queries @ torch.mul(exact, scale[:, None], out=half[:len(exact)]).T
+        least = (best.least - wrong).to(sample.dtype)
+        found, starts = above(rough.view(torch.int16), least.view(torch.int16))   # numbers from 0 on sort as their bits
+        if len(found) > rough.numel() // 8:
+            return search(queries, bank, inverse, k)    # all are too near to each other for bfloat16
+        columns = found % len(exact)
+        best.add(starts, columns + piece.start, dots(queries, exact, starts, columns) * scale[columns])
+    cosines, places = best.keep()
+    missed = ~(cosines >= guess).all(1)
+    if missed.any():
+        cosines[missed], places[missed] = search(queries[missed], bank, inverse, k)
+    return cosines, places
+
+
+def dots(x: Tensor, y: Tensor, starts: Tensor, columns: Tensor) -> Tensor:
+    """Of row i of `x` with those rows of `y` that `columns` [h] names from starts[i] to starts[i + 1]; [h]."""
+    shape = len(x), len(y)
+    pairs = torch.sparse_csr_tensor(starts, columns, x.new_zeros(len(columns)), shape, check_invariants=False)
+    return torch.sparse.sampled_addmm(pairs, x, y.T, beta=0).values()
