@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torchvision
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from tqdm import tqdm
 
 import ssl_zoo
 from ssl_zoo.data.images import Images, some
-from ssl_zoo.data.segmentation import common_size, read_segmentation, splits
+from ssl_zoo.data.segmentation import Segmentation, common_size, read_segmentation, splits
 from ssl_zoo.data.sources import Files, Loader
 from ssl_zoo.encoders import Encoder
 from ssl_zoo.evaluation import augmented, charts, summary
@@ -63,6 +64,14 @@ class Subject(NamedTuple):
     epochs: int | None                   # of the protocols that train on images; None for their own
 
 
+class Dense(NamedTuple):
+    """Images with masks, for linear_dense."""
+
+    train: Segmentation
+    test: Segmentation
+    notes: dict[str, Any]                # where they are from
+
+
 def evaluate(encoders: Mapping[str, Encoder], data: Images, folder: Path, *, protocols: Sequence[str],
              dense: Path | None = None, epochs: int | None = None, half: bool = False) -> dict[str, Found]:
     """Measure encoders on one data set; report.json, report.md, pictures and features are left in `folder`.
@@ -77,15 +86,22 @@ def evaluate(encoders: Mapping[str, Encoder], data: Images, folder: Path, *, pro
         epochs: of linear_simclr and finetune_simclr, whose names then say so.
         half: keep the features in float16.
     """
+    folder.mkdir(parents=True, exist_ok=True)        # what cannot be, is said before hours of work
+    masks = read_dense(dense) if dense is not None else None
     found: dict[str, Found] = {}
     failed: dict[str, str] = {}
     for name, encoder in encoders.items():
         try:
-            found[name] = measure(subject(name, encoder, data, folder / "features", epochs, half), protocols, dense)
+            found[name] = measure(subject(name, encoder, data, folder / "features", epochs, half), protocols, masks)
         except ValueError as error:                  # about this encoder: the others are measured all the same
             failed[name] = str(error)
+            rank_zero_warn(f"{name} was not measured: {error}")
         if found:
-            write(folder, data, encoders, found, failed)
+            try:
+                write(folder, data, encoders, found, failed)
+            except OSError as error:
+                rank_zero_warn(f"the report could not be written to {folder} ({error}): make room there; a second call "
+                               "reuses the features that are there")
     if not found:
         raise ValueError("; ".join(failed.values()))
     return found
@@ -219,7 +235,7 @@ PROTOCOLS: dict[str, Callable[[Subject, Found], None]] = {
 QUICK = tuple(PROTOCOLS)[:-2]   # the others train on images: minutes to hours each, so only where asked
 
 
-def measure(s: Subject, protocols: Sequence[str], dense: Path | None) -> Found:
+def measure(s: Subject, protocols: Sequence[str], dense: Dense | None) -> Found:
     found = Found({}, [], {}, {})
     why = no_accuracy(s)
     if why and (missing := [name for name in protocols if name != "health"]):
@@ -233,7 +249,10 @@ def measure(s: Subject, protocols: Sequence[str], dense: Path | None) -> Found:
             found.left_out.append(f"{name}: {error}")
     found.pictures["feature_map"] = charts.feature_map(single.test.x, s.test.labels, s.data.classes, s.name)
     if dense is not None:
-        measure_dense(s, dense, found)
+        try:
+            measure_dense(s, dense, found)
+        except ValueError as error:
+            found.left_out.append(f"linear_dense: {error}")
     return found
 
 
@@ -249,18 +268,22 @@ def no_accuracy(s: Subject) -> str:
     return ""
 
 
-def measure_dense(s: Subject, root: Path, found: Found) -> None:
+def read_dense(root: Path) -> Dense:
+    size, names = common_size(root), splits(root)
+    train, test = (read_segmentation(root, split, size) for split in names)
+    return Dense(train, test, {"folder": str(root), "train": names[0], "test": names[1], "size": size})
+
+
+def measure_dense(s: Subject, dense: Dense, found: Found) -> None:
     """linear_dense: mean IoU, that of each class, and a picture of the first masks."""
-    size, (train_split, test_split) = common_size(root), splits(root)
-    train, test = (read_segmentation(root, split, size) for split in (train_split, test_split))
+    train, test = dense.train, dense.test
     head = train_dense_head(encode_maps(s.encoder, train.images), train.masks, len(train.classes))
     maps = encode_maps(s.encoder, test.images)
     iou = dense_iou(head, maps, test.masks, len(test.classes))
     found.scores["linear_dense"] = number(iou.mean)
     found.scores.update({f"linear_dense/{name}": number(value)
                          for name, value in zip(test.classes, iou.classes.tolist(), strict=True)})
-    found.notes["linear_dense"] = {"folder": str(root), "train": train_split, "test": test_split, "size": size,
-                                   "map": list(maps.shape[2:])}
+    found.notes["linear_dense"] = {**dense.notes, "map": list(maps.shape[2:])}
     chosen = torch.from_numpy(some(len(maps), 6))
     with torch.no_grad():
         predictions = pixel_logits(head, maps[chosen], test.masks[chosen]).argmax(1)
@@ -273,7 +296,6 @@ def measure_dense(s: Subject, root: Path, found: Found) -> None:
 def write(folder: Path, data: Images, encoders: Mapping[str, Encoder], found: Mapping[str, Found],
           failed: Mapping[str, str]) -> None:
     """report.json, report.md and the pictures not yet there."""
-    folder.mkdir(parents=True, exist_ok=True)
     scores = {name: one.scores for name, one in found.items()}
     table = summary.rows(scores)
     protocols = summary.describe(list(dict.fromkeys(name for one in scores.values() for name in one)))

@@ -182,6 +182,27 @@ def test_a_protocol_that_fails_leaves_the_others_their_numbers(arrays, tmp_path,
     assert "linear_grid: too few of something" in found.left_out
 
 
+def test_a_dense_folder_that_is_none_is_refused_before_anything_is_measured(arrays, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        suite.evaluate({"it": encoder()}, ready(ArrayImages(str(arrays))), tmp_path, protocols=["logistic"],
+                       dense=tmp_path / "nowhere")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_report_that_cannot_be_written_leaves_the_numbers(arrays, tmp_path, monkeypatch):
+    (tmp_path / "report.json").mkdir()
+    with pytest.warns(UserWarning, match="could not be written"):
+        found = suite.evaluate({"it": encoder()}, ready(ArrayImages(str(arrays), batch_size=8)), tmp_path,
+                               protocols=["logistic"])["it"]
+    assert "logistic" in found.scores
+
+
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_measured(arrays, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(OSError, match="out"):
+        suite.evaluate({}, ready(ArrayImages(str(arrays))), tmp_path / "out", protocols=["logistic"])
+
+
 def test_protocols_on_images_say_how_many_epochs_they_had(arrays, tmp_path):
     subject = encoder()
     before = {name: value.clone() for name, value in subject.state_dict().items()}
