@@ -37,7 +37,14 @@ def draw_mixture(key: Key, batch: int, hardest: int, pairs: int, with_query: int
 
 @torch.no_grad()
 @full_precision
-def mixed_negatives(query: Tensor, queue: Tensor, hardest: int, mixture: Mixture) -> Tensor:
+def hardest_keys(query: Tensor, queue: Tensor, hardest: int) -> Tensor:
+    """[B, hardest]: places in queue [K, D] of unit norm of the keys most similar to each of query [B, D]."""
+    return (F.normalize(query, dim=-1) @ queue.T).topk(hardest).indices
+
+
+@torch.no_grad()
+@full_precision
+def mixed_negatives(query: Tensor, queue: Tensor, places: Tensor, mixture: Mixture) -> Tensor:
     """Constant negatives [B, s + s', D] of unit norm.
 
     No gradient passes through them, which all public implementations agree on and the paper does not say.
@@ -45,10 +52,9 @@ def mixed_negatives(query: Tensor, queue: Tensor, hardest: int, mixture: Mixture
     Args:
         query: [B, D], any scale.
         queue: [K, D], unit norm.
-        hardest: how many of its most similar keys each query draws from.
+        places: [B, N] in the queue, of the keys that each query draws from.
     """
     query = F.normalize(query, dim=-1)
-    places = (query @ queue.T).topk(hardest).indices                                     # [B, N], each query its own
     first, second, single = (queue[places.gather(1, drawn)] for drawn in (mixture.first, mixture.second,
                                                                           mixture.single))
     between = torch.lerp(second, first, mixture.first_share[..., None].to(first))        # [B, s, D]

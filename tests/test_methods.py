@@ -283,6 +283,21 @@ def test_mochi_adds_mixtures_of_each_querys_hardest_keys(kind):
     assert torch.allclose(method.queue.keys[slots], normalize(key, dim=-1))          # no mixture is remembered
 
 
+def test_mochi_logs_how_many_queries_have_their_own_images_old_key_among_the_hardest(monkeypatch):
+    method, batch = example(MoCHi, **WIDTHS, queue=20, hardest=5, pairs=4, with_query=3, start=0, steps=4)
+    query, logged = method.projector(method.encoder(batch.views[0].images)), {}
+    monkeypatch.setattr(method, "log_dict", lambda values, **_: logged.update(values))
+    index = torch.arange(20) % 3 + 40
+    method.queue.index.copy_(index)
+    batch = batch._replace(index=torch.tensor([40, 41, 42, 43, 40, 41, 42, 43]))
+    mine = [[index[k] for k in sorted(range(20), key=lambda k, q=q: -(method.queue.keys[k] @ q).item())[:5]]
+            for q in query]
+    expected = [int(own in found) for own, found in zip(batch.index, mine, strict=True)]
+    assert 0 < sum(expected) <= 6                                                    # 43 is in no slot
+    method.training_loss(batch)
+    assert logged["hardest/same_image"].item() == pytest.approx(sum(expected) / 8)
+
+
 @pytest.mark.parametrize("rows", [(), MULTI_CROP])
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_swavs_other_views_predict_the_codes_of_each_global_one_and_of_a_full_queue(rows, steps):

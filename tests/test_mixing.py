@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from ssl_zoo.losses import contrast, queue_similarities
-from ssl_zoo.mixing import Mixture, draw_mixture, mixed_negatives, mixed_similarities
+from ssl_zoo.mixing import Mixture, draw_mixture, hardest_keys, mixed_negatives, mixed_similarities
 from ssl_zoo.tables import Key
 from tests.test_losses import QUEUE, TOY, TOY_TOO, normal
 
@@ -26,26 +26,30 @@ def none(batch=1):
                                                                    torch.float)))
 
 
+def mix(query, queue, hardest, drawn):
+    return mixed_negatives(query, queue, hardest_keys(query, queue, hardest), drawn)
+
+
 def mixed_with_query(query, key, share):
     drawn = none()._replace(single=torch.zeros(1, 1, dtype=torch.long), query_share=floats(share))
-    return mixed_negatives(query, key, 1, drawn)[0, 0]
+    return mix(query, key, 1, drawn)[0, 0]
 
 
 def mixed_pair(query, keys, share):
     drawn = none()._replace(first=torch.zeros(1, 1, dtype=torch.long), second=torch.ones(1, 1, dtype=torch.long),
                             first_share=floats(share))
-    return mixed_negatives(query, keys, 2, drawn)[0, 0]
+    return mix(query, keys, 2, drawn)[0, 0]
 
 
 def test_the_hardest_keys_of_each_toy_query_are_its_own():
     for places, query in zip([[3, 0, 1], [4, 1, 2], [2, 5, 4], [0, 3, 5]], TOY, strict=True):
         for rank, place in enumerate(places):
             drawn = none()._replace(single=torch.full((1, 1), rank), query_share=torch.zeros(1, 1))
-            assert torch.allclose(mixed_negatives(query[None], QUEUE, 3, drawn)[0, 0], QUEUE[place])
+            assert torch.allclose(mix(query[None], QUEUE, 3, drawn)[0, 0], QUEUE[place])
 
 
 def test_mixed_negatives_of_the_toy_queue_have_the_references_cosines_and_loss():
-    mixed = mixed_negatives(TOY, QUEUE, 3, FIXED)
+    mixed = mix(TOY, QUEUE, 3, FIXED)
     cosines = mixed_similarities(TOY, mixed)
     expected = [[0.929317, 0.760306, 0.989296, 0.946056, 0.973698], [0.992944, 0.548675, 0.969910, 0.995114, 0.997322],
                 [0.862352, 0.838173, 0.973290, 0.892105, 0.948550], [0.756308, 0.942049, 0.925128, 0.805613, 0.907446]]
@@ -60,7 +64,7 @@ def test_mixed_negatives_of_the_toy_queue_have_the_references_cosines_and_loss()
 
 def test_without_mixed_negatives_the_loss_is_mocos():
     positive, negative = queue_similarities(TOY, TOY_TOO, QUEUE)
-    mixed = mixed_negatives(TOY, QUEUE, 3, none(4))
+    mixed = mix(TOY, QUEUE, 3, none(4))
     assert mixed.shape == (4, 0, 3)
     loss = contrast(positive, torch.cat([negative, mixed_similarities(TOY, mixed)], 1), 0.2).item()
     assert loss == pytest.approx(0.860302825, abs=1e-9)
@@ -96,7 +100,7 @@ def test_the_share_of_a_pair_is_the_first_ones():
 def test_mixed_negatives_have_unit_norm_and_no_gradient_and_leave_the_queue_alone():
     query, queue = normal(7, 5).requires_grad_(), normalize(normal(20, 5, seed=1), dim=-1).requires_grad_()
     before = queue.detach().clone()
-    mixed = mixed_negatives(query, queue, 8, draw_mixture(Key(0, 0, 0, 0), 7, 8, 6, 4, CPU))
+    mixed = mix(query, queue, 8, draw_mixture(Key(0, 0, 0, 0), 7, 8, 6, 4, CPU))
     assert mixed.shape == (7, 10, 5)
     assert torch.allclose(mixed.norm(dim=-1), torch.ones(7, 10).double(), atol=1e-6)
     assert not mixed.requires_grad
@@ -106,7 +110,7 @@ def test_mixed_negatives_have_unit_norm_and_no_gradient_and_leave_the_queue_alon
 @pytest.mark.parametrize("query_scale", [1, 5])
 def test_mixed_negatives_do_not_depend_on_the_scale_of_the_query(query_scale):
     drawn = draw_mixture(Key(0, 0, 0, 0), 4, 3, 5, 5, CPU)
-    assert torch.allclose(mixed_negatives(query_scale * TOY, QUEUE, 3, drawn), mixed_negatives(TOY, QUEUE, 3, drawn))
+    assert torch.allclose(mix(query_scale * TOY, QUEUE, 3, drawn), mix(TOY, QUEUE, 3, drawn))
     assert torch.allclose(mixed_similarities(query_scale * TOY, QUEUE.expand(4, 6, 3)), normalize(TOY, dim=1) @ QUEUE.T)
 
 
@@ -141,9 +145,9 @@ def test_the_hardest_of_two_keys_can_be_paired():
 
 def test_half_precision_is_mixed_in_float32():
     drawn = draw_mixture(Key(0, 0, 0, 0), 4, 3, 5, 5, CPU)
-    half = mixed_negatives(TOY.bfloat16(), QUEUE.bfloat16(), 3, drawn)
+    half = mix(TOY.bfloat16(), QUEUE.bfloat16(), 3, drawn)
     assert half.dtype == torch.float32
-    assert torch.allclose(half, mixed_negatives(TOY.bfloat16().float(), QUEUE.bfloat16().float(), 3, drawn))
+    assert torch.allclose(half, mix(TOY.bfloat16().float(), QUEUE.bfloat16().float(), 3, drawn))
 
 
 def test_a_gradient_repels_a_query_from_a_mixture_more_strongly_where_that_stands_still():

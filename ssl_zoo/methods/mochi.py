@@ -8,13 +8,14 @@ from ssl_zoo.heads import mlp
 from ssl_zoo.losses import Contrast, check_temperature, contrast, queue_similarities, unit
 from ssl_zoo.memory import MomentumEncoder, Queue
 from ssl_zoo.method import Batch, Method
-from ssl_zoo.mixing import draw_mixture, mixed_negatives, mixed_similarities
+from ssl_zoo.mixing import draw_mixture, hardest_keys, mixed_negatives, mixed_similarities
 
 
 class MoCHi(Method):
     """MoCo against negatives that are harder than any in the queue: mixed from its hardest, and with the query itself.
 
-    Kalantidis et al., NeurIPS 2020, arXiv:2010.01028. Without mixed negatives it is MoCo.
+    Kalantidis et al., NeurIPS 2020, arXiv:2010.01028. Without mixed negatives it is MoCo. Logs the share of queries
+    whose own image's older key is among the hardest: shorten the queue where that is large.
 
     Args:
         projector: widths of the projector after the encoder, without BatchNorm.
@@ -53,11 +54,16 @@ class MoCHi(Method):
         query = self.projector(self.encoder(query_images))                            # [B, D]
         key = unit(self.momentum_encoder.keys(key_images, batch.key, self.splits))
         positive, negative = queue_similarities(query, key, queue)
+        logged = {"similarity/positive": positive.mean().detach(), "similarity/negative": negative.mean().detach()}
         if self.current_epoch >= self.start and self.pairs + self.with_query:
             drawn = draw_mixture(batch.key, len(query), self.hardest, self.pairs, self.with_query, query.device)
-            mixed = mixed_negatives(query, queue, self.hardest, drawn)                # [B, s + s', D]
+            hardest = hardest_keys(query, queue, self.hardest)                        # [B, N] places
+            mixed = mixed_negatives(query, queue, hardest, drawn)                     # [B, s + s', D]
             negative = torch.cat([negative, mixed_similarities(query, mixed)], 1)     # [B, K + s + s']
+            own = (self.queue.index[hardest] == batch.index[:, None]).any(1)          # older keys of the query's own image
+            logged["hardest/same_image"] = own.float().mean()
         self.queue.enqueue(key, batch.index)
+        self.log_dict(logged, batch_size=len(batch.index))
         return contrast(positive, negative, self.temperature, self.contrast)
 
     def after_step(self) -> None:
