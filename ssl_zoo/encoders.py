@@ -1,6 +1,7 @@
 """Encoders: images in, one feature vector or one feature map per image out. They normalise for themselves."""
 
 import difflib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,6 +18,7 @@ from torchvision.models.resnet import BasicBlock
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)")   # torchvision's files have a dot more than it
 
 
 class Encoder(nn.Module, ABC):
@@ -70,7 +72,8 @@ class Encoder(nn.Module, ABC):
             load_strictly(self, state, self.weights)
             self.arguments |= {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
         else:
-            state = {name: value for name, value in state.items() if not name.startswith(f"{self.classifier}.")}
+            state = {OLD_DENSENET.sub(r"\1", name): value for name, value in state.items()
+                     if not name.startswith(f"{self.classifier}.")}
             load_strictly(self.backbone, state, self.weights)
 
 
@@ -167,6 +170,8 @@ class Torchvision(Encoder):
             close = ", ".join(difflib.get_close_matches(name, names)) or "those of torchvision.models.list_models()"
             raise ValueError(f"torchvision has no classification model named {name}; it has {close}")
         net = torchvision.models.get_model(name)
+        if hasattr(net, "transform_input"):
+            net.transform_input = True   # GoogLeNet's and Inception's weights were trained on pixels from -1 to 1
         last = [place for place, module in net.named_modules() if isinstance(module, nn.Linear)][-1:]
         if not last:
             raise ValueError(f"torchvision's {name} ends in no linear layer, so that nobody knows where its features "
@@ -191,29 +196,19 @@ class Timm(Encoder):
 
     Args:
         name: timm's name of the model, such as vit_small_patch16_224.
-        image_size: side of the images, for models whose position embeddings depend on it; theirs where left out.
-        mean: of each channel, subtracted from images in [0, 1].
-        std: of each channel, divides what is left.
+        image_size: side of the images that position embeddings are made for; the model's own where left out. Views of
+            other sizes interpolate them, where the model can.
+        mean: of each channel, subtracted from images in [0, 1]; what the model's weights were trained with where left
+            out.
+        std: of each channel, divides what is left; likewise.
         weights: file to start from: an exported encoder (.safetensors) or a timm state dict.
     """
 
-    def __init__(self, name: str, image_size: int | None = None, mean: tuple[float, float, float] = IMAGENET_MEAN,
-                 std: tuple[float, float, float] = IMAGENET_STD, weights: str | None = None):
-        super().__init__(mean, std, weights)
-        try:
-            import timm
-        except ImportError:
-            raise ImportError(f"the encoder {name} comes from timm, which is not installed: "
-                              "pip install ssl_zoo[timm]") from None
-        if not timm.is_model(name):
-            close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "those of timm.list_models()"
-            raise ValueError(f"timm has no model named {name}; it has {close}")
+    def __init__(self, name: str, image_size: int | None = None, mean: tuple[float, float, float] | None = None,
+                 std: tuple[float, float, float] | None = None, weights: str | None = None):
+        net = timm_model(name, image_size)
+        super().__init__(mean or net.pretrained_cfg["mean"], std or net.pretrained_cfg["std"], weights)
         self.arguments |= {"name": name, "image_size": image_size}
-        options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-        try:
-            net: Any = timm.create_model(name, num_classes=0, **options)
-        except TypeError as error:
-            raise ValueError(f"timm's {name} takes images of any size: leave image_size out ({error})") from error
         if getattr(net, "head_hidden_size", net.num_features) != net.num_features:
             raise ValueError(f"timm's {name} has a layer between its pooling and its classifier, so that its features "
                              f"are no pooled map; choose another model, such as resnet50 or vit_small_patch16_224")
@@ -234,6 +229,27 @@ class Timm(Encoder):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.backbone(self.normalize(images))             # pooled as the model does: a ViT by its class token
+
+
+def timm_model(name: str, image_size: int | None) -> Any:
+    """timm's model of this name without its classifier, for images of any size where it can be so."""
+    try:
+        import timm
+    except ImportError:
+        raise ImportError(f"the encoder {name} comes from timm, which is not installed: "
+                          "pip install ssl_zoo[timm]") from None
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "those of timm.list_models()"
+        raise ValueError(f"timm has no model named {name}; it has {close}")
+    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    try:
+        return timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
+    except TypeError:                                            # most know no such option
+        pass
+    try:
+        return timm.create_model(name, num_classes=0, **options)
+    except TypeError as error:
+        raise ValueError(f"timm's {name} takes images of any size: leave image_size out ({error})") from error
 
 
 def named(name: str) -> Callable[..., Encoder] | None:

@@ -17,6 +17,9 @@ def mlp(*widths: int, norm: bool = True, bias: bool = True, last_norm: bool = Fa
         last_norm: a BatchNorm with scale and without shift follows the last layer, as in SimCLR's published code.
         last_scale: False takes the scale from it as well, as in MoCo v3's.
     """
+    if len(widths) < 2:
+        raise ValueError(f"a head has the width of its input and 1 or more others, and got {list(widths)}: give the "
+                         "projector widths, such as [2048, 128]")
     layers: list[nn.Module] = []
     for i, (width_in, width_out) in enumerate(pairwise(widths), start=1):
         last = i == len(widths) - 1
@@ -132,10 +135,8 @@ class Prototypes(nn.Module):
         """Back to unit norm; before every step."""
         self.weight.copy_(F.normalize(self.weight, dim=-1))
 
-    def forward(self, projections: Tensor, frozen: bool = False) -> Tensor:
-        """Cosines [B, K], in float32 or better, of projections [B, D] of any scale; frozen prototypes do not learn."""
+    def forward(self, projections: Tensor) -> Tensor:
+        """Cosines [B, K], in float32 or better, of projections [B, D] of any scale."""
         with torch.autocast(projections.device.type, enabled=False):
             projections = projections.to(torch.promote_types(projections.dtype, torch.float32))
-            # not detached alone: DistributedDataParallel waits for a gradient of every parameter
-            weight = self.weight.detach() + 0 * self.weight if frozen else self.weight
-            return F.normalize(projections, dim=-1) @ weight.to(projections.dtype).T
+            return F.normalize(projections, dim=-1) @ self.weight.to(projections.dtype).T

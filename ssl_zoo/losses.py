@@ -1,8 +1,8 @@
 """Losses that two methods share: tensors in, a tensor out, no state. They compute in float32 or better."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,13 @@ def check_temperature(temperature: float) -> float:
     if not temperature > 0:
         raise ValueError(f"a temperature must be above 0, not {temperature}")
     return temperature
+
+
+def check_choice(what: str, given: Result, choices: Any) -> Result:
+    """What was given, if it is one of the names of a Literal."""
+    if given not in get_args(choices):
+        raise ValueError(f"there is no {what} {given}: it is one of {', '.join(get_args(choices))}")
+    return given
 
 
 @full_precision
@@ -90,9 +97,9 @@ def key_similarities(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     """The cosines of each query with its key [B], and with the keys of all other images on any process [B, N].
 
     Args:
-        query, key: projections [B, D], any scale; no gradient reaches another process's keys.
+        query, key: projections [B, D], any scale; no gradient reaches the keys.
     """
-    query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+    query, key = F.normalize(query, dim=-1), F.normalize(key.detach(), dim=-1)
     cosines = query @ distributed.gather(key).T                              # [B, N]
     partner = torch.arange(len(query), device=query.device)[:, None] + len(query) * distributed.rank()
     return cosines.gather(1, partner)[:, 0], cosines.scatter(1, partner, float("-inf"))
@@ -219,7 +226,8 @@ def adaptive_contrast(positive: Tensor, negative: Tensor, positive_temperature: 
     "paper" is eq. (2.1): the positive against the hardest negative, each over its temperature. It has no lower bound:
     on a solved pair it falls as the temperatures fall to their floor, where they then stay. "bounded" puts the
     logarithm of the sum over positive and negatives in place of the hardest, and the mean over the negatives in place
-    of its regulariser; with one constant temperature and no regulariser it is `contrast`.
+    of its regulariser; with one constant temperature and no regulariser it is `contrast`. It is above
+    -regularizer_weight / floor: where a negative's cosine is below 0, only its regulariser asks for a low temperature.
 
     Args:
         positive, positive_temperature: [B].
@@ -265,12 +273,14 @@ def adaptive_correlation(correlation: Tensor, temperatures: Tensor, redundancy_w
 
 
 @torch.no_grad()
-def temperature_quantiles(positive: Tensor, negative: Tensor) -> dict[str, Tensor]:
-    """The 5, 50 and 95 % quantiles of the temperatures' logarithms, for the log; of negatives those of 16 rows.
+def temperature_quantiles(positive: Sequence[Tensor], negative: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The 5, 50 and 95 % quantiles of the logarithms of all heads' temperatures, for the log.
 
-    NaN marks pairs that are not compared.
+    Args:
+        positive: [B] of each head.
+        negative: [B, K] of each head, of which 16 rows are read; NaN where two are not compared.
     """
-    shares = torch.tensor([0.05, 0.5, 0.95]).to(positive)
-    return {f"log_temperature/{name}_{share}": value
-            for name, rows in (("positive", positive), ("negative", negative[:16]))
+    sides = {"positive": torch.stack(list(positive)), "negative": torch.stack([rows[:16] for rows in negative])}
+    shares = torch.linspace(0.05, 0.95, 3, dtype=positive[0].dtype, device=positive[0].device)
+    return {f"log_temperature/{name}_{share}": value for name, rows in sides.items()
             for share, value in zip((5, 50, 95), rows.flatten().log().nanquantile(shares), strict=True)}

@@ -48,15 +48,20 @@ class Queue(nn.Module):
         if index.ndim != 1 or keys.shape != (len(index), dim):
             raise ValueError(f"a queue of width {dim} takes keys [B, {dim}] with an index [B], "
                              f"not {list(keys.shape)} with {list(index.shape)}")
-        batch = len(keys) * distributed.world_size()
-        if batch > size:
-            raise ValueError(f"a batch of {batch} keys does not fit a queue of {size}: make the queue longer, or the "
-                             "batch, counted over all processes, smaller")
+        batch = self.check(len(keys))
         slots = (self.head + torch.arange(batch, device=self.head.device)) % size
         self.keys[slots] = distributed.gather(keys).to(self.keys.dtype)
         self.index[slots] = distributed.gather(index)
         self.head.copy_((self.head + batch) % size)          # numbers that stay on the device: nothing waits for it
         self.filled.add_(batch).clamp_(max=size)
+
+    def check(self, keys: int) -> int:
+        """How many keys arrive where each process brings so many, if they fit."""
+        batch, size = keys * distributed.world_size(), len(self.keys)
+        if batch > size:
+            raise ValueError(f"a batch of {batch} keys does not fit a queue of {size}: make the queue longer, or the "
+                             "batch, counted over all processes, smaller")
+        return batch
 
     def snapshot(self) -> Tensor:
         """[size, D]: a copy of the keys, for a loss; `enqueue` changes the keys in place, which its gradient cannot."""
@@ -90,7 +95,8 @@ class MomentumEncoder(nn.Module):
         """
         if (processes := distributed.world_size()) > 1:
             seed = np.random.SeedSequence([key.seed, key.epoch, key.batch], spawn_key=(1,))   # the same on each
-            order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images) * processes)).to(images.device)
+            order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images) * processes))
+            order = order.to(images.device, non_blocking=True)
             mine = order.chunk(processes)[distributed.rank()]
             keys = distributed.gather(self.grouped(distributed.gather(images)[mine], splits))
             return keys[order.argsort().chunk(processes)[distributed.rank()]]
@@ -99,6 +105,8 @@ class MomentumEncoder(nn.Module):
     def grouped(self, images: Tensor, splits: int) -> Tensor:
         if splits == 1:
             return self.average(images)
+        if splits < 1:
+            raise ValueError(f"keys are encoded in 1 or more groups, not {splits}: 1 is without groups")
         if len(images) < 2 * splits:
             raise ValueError(f"a batch of {len(images)} images does not make {splits} groups of 2 or more: lower "
                              "splits, or raise the batch size")

@@ -85,6 +85,16 @@ class Method(pl.LightningModule):
         key = Key(distributed.run_seed(), self.current_epoch, batch_number, self.global_rank)
         return Batch(images, labels, index, self.augment(images, key), key)
 
+    def on_fit_start(self) -> None:
+        """Refuse views of a size that the encoder does not take, before an epoch is spent."""
+        for size in {spec.size for spec in self.augment.views}:
+            try:
+                self.encode(torch.zeros(2, 3, size, size, device=self.device))
+            except (AssertionError, RuntimeError) as error:   # of whatever library the encoder is from
+                why = (str(error) or type(error).__name__).splitlines()[0]
+                raise ValueError(f"the encoder cannot take views of {size} pixels ({why}): give the row another size, "
+                                 "or take an encoder for images of any size") from error
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.training_loss(batch)
         self.log("loss", loss, prog_bar=True, batch_size=len(batch.index))

@@ -96,6 +96,9 @@ class Augmentation:
         found = [view for view, role in enumerate(self.roles) if role == "global"]
         if self.count == 2 and not any(self.roles):
             found = [0, 1]
+        if self.count == 2 and not found:
+            raise ValueError(f"{method} learns from the views of the role global and none of these 2 has it: give it "
+                             "to their row, or leave roles out")
         if self.count < 2 or not found:
             raise ValueError(f"{method} learns from 2 views of each image, and this recipe draws {self.count}: make "
                              "the counts of its view rows add up to 2, or give the large ones role: global, which then "

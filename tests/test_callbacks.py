@@ -202,6 +202,10 @@ def one_process(rank, folder, arrays):
     found["one"] = what_one_process_sees(folder, strategy="ddp", devices=PROCESSES)
     looked, data = Looked(), ArrayImages(str(arrays), batch_size=4)
     found["refusal"] = refusal(data)
+    try:                                                              # more than there are on one, 4 on the other
+        fit(folder, ArrayImages(str(arrays), batch_size=4 + 100 * rank), strategy="ddp", devices=PROCESSES)
+    except ValueError as error:
+        found["uneven"] = str(error)
     _, logger = fit(folder, data, ScoreRecorder(), looked, strategy="ddp", devices=PROCESSES, max_epochs=1)
     found["run"] = looked.seen, logger.scores
     torch.save(found, folder / f"{rank}.pt")
@@ -215,6 +219,11 @@ def halves(tmp_path_factory, arrays):
     processes = mp.spawn(one_process, (folder, arrays), nprocs=PROCESSES, join=False)   # autograd bears no fork
     finish(processes, SECONDS)
     return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
+
+
+def test_batches_of_two_sizes_are_refused_on_both_processes(halves):
+    sentence = "every process needs batches of one size, and these have [4, 104]: give each the same --data.batch_size"
+    assert [found["uneven"] for found in halves] == [sentence] * 2
 
 
 @pytest.mark.parametrize("k", [1, 5, 20, 50])

@@ -48,6 +48,7 @@ CASES = {
     "SimCLR": partial(small, SimCLR, **WIDTHS),
     "SimCLR over multi-crop": partial(small, SimCLR, *MULTI_CROP, **WIDTHS),
     "DCL": partial(small, DCL, **WIDTHS),
+    "DCL over multi-crop": partial(small, DCL, *MULTI_CROP, **WIDTHS),
     "DCLW": partial(small, DCLW, **WIDTHS),
     "DCLW over multi-crop": partial(small, DCLW, *MULTI_CROP, **WIDTHS),
     "MoCo": partial(small, MoCo, **WIDTHS, queue=20),
@@ -65,6 +66,8 @@ CASES = {
     "MoCHi": partial(small, MoCHi, **WIDTHS, queue=20, hardest=8, pairs=4, with_query=3, start=0),
     "MoCHi, decoupled": partial(small, MoCHi, **WIDTHS, queue=20, hardest=8, pairs=4, with_query=3, start=1,
                                 contrast="decoupled"),
+    "MoCHi, weighted": partial(small, MoCHi, **WIDTHS, queue=20, hardest=8, pairs=4, with_query=3, start=0,
+                               contrast="weighted_decoupled"),
     "AMCL": partial(small, AMCL, heads=2, **WIDTHS),
     "AMCL, paper": partial(small, AMCL, heads=2, **WIDTHS, form="paper", floor=0.05),
     "AMCLMoCo": partial(small, AMCLMoCo, heads=2, **WIDTHS, queue=20),
@@ -332,8 +335,6 @@ def test_every_weight_that_learns_gets_a_gradient(name):
     check_parameters(CASES[name])
 
 
-@pytest.mark.parametrize(("name", "backend"), [
-    ("SimCLR", "inductor"), ("MoCo", "aot_eager"), ("SwAV", "aot_eager"), ("MoCHi", "eager"), ("PixPro", "eager"),
-])
+@pytest.mark.parametrize(("name", "backend"), [("SimCLR", "inductor"), *((name, "aot_eager") for name in CASES)])
 def test_a_compiled_loss_is_the_loss(name, backend):
     check_compiled(CASES[name], backend)

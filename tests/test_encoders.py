@@ -1,6 +1,7 @@
 """Encoders: what they make of an image, what they accept, and which files they start from."""
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,21 @@ def test_a_net_with_a_layer_after_its_pooling_is_refused_in_a_sentence(timm, nam
     assert one_sentence(error)
 
 
+def test_a_model_of_timms_normalises_as_its_weights_were_trained(timm):
+    name = "vit_tiny_patch16_224.augreg_in21k"
+    encoder = Timm(name)
+    assert encoder.arguments["mean"] == encoder.arguments["std"] == [0.5, 0.5, 0.5]
+    assert encoder.mean.flatten().tolist() == [0.5, 0.5, 0.5]
+    assert Timm(name, mean=MEAN).arguments | {"name": name} == encoder.arguments | {"mean": list(MEAN)}
+
+
+def test_a_transformer_of_timms_takes_views_of_several_sizes(timm):
+    encoder = Timm("vit_tiny_patch16_224", image_size=64).eval()
+    for size in (32, 64, 96):
+        assert encoder.maps(pixels(1, 3, size, size)).shape == (1, encoder.dim, size // 16, size // 16)
+        assert encoder(pixels(1, 3, size, size)).shape == (1, encoder.dim)
+
+
 def test_a_name_that_timm_does_not_know_is_refused_with_names_like_it(timm):
     with pytest.raises(ValueError, match=r"timm has no model named resnet_10; it has .*resnet") as error:
         Timm("resnet_10")
@@ -217,6 +233,19 @@ def test_a_timm_encoder_leaves_the_classifier_of_a_whole_state_dict_out(timm, tm
     state = lively(timm.create_model("test_resnet", num_classes=7)).state_dict()
     encoder = Timm("test_resnet", weights=saved(state, tmp_path / "timm.pth"))
     assert encoder.backbone.state_dict().keys() == {name for name in state if not name.startswith("fc.")}
+
+
+@pytest.mark.parametrize("name", ["googlenet", "densenet121"])
+def test_a_torchvision_model_takes_the_files_that_torchvision_publishes(name, tmp_path, monkeypatch):
+    """GoogLeNet's weights expect other pixels, and DenseNet's files have names of before 2017."""
+    options = {"googlenet": {"transform_input": True, "aux_logits": True, "init_weights": False}}.get(name, {})
+    published, images = lively(getattr(torchvision.models, name)(**options)), pixels(2, 3, 64, 64)
+    old = re.sub(r"denselayer(\d+)\.(norm|conv)(\d)", r"denselayer\1.\2.\3", "\n".join(published.state_dict()))
+    state = dict(zip(old.split("\n"), published.state_dict().values(), strict=True))
+    encoder = Torchvision(name, weights=saved(state, tmp_path / "published.pth")).eval()
+    setattr(published, encoder.classifier, nn.Identity())
+    expected = published(normalize(images / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    assert torch.allclose(encoder(images), expected, rtol=1e-4, atol=1e-5)
 
 
 # A name for each place where torchvision keeps its classifiers

@@ -569,7 +569,7 @@ def test_adaptive_correlation_is_its_equation_an_element_at_a_time(form):
 
 def test_quantiles_of_temperatures_are_of_their_logarithms():
     temperatures = torch.linspace(-1, 1, 101).exp()
-    found = temperature_quantiles(temperatures, temperatures.repeat(20, 1))
+    found = temperature_quantiles([temperatures], [temperatures.repeat(20, 1)])
     assert [v.item() for v in found.values()] == pytest.approx([-0.9, 0, 0.9] * 2, abs=1e-5)
     assert list(found) == [f"log_temperature/{side}_{share}" for side in ("positive", "negative")
                            for share in (5, 50, 95)]
@@ -577,7 +577,7 @@ def test_quantiles_of_temperatures_are_of_their_logarithms():
 
 def test_pairs_that_are_not_compared_have_no_part_in_the_quantiles():
     negative = torch.tensor([[1.0, math.nan, math.e, math.nan, math.e ** 2]])
-    found = temperature_quantiles(torch.ones(1), negative)
+    found = temperature_quantiles([torch.ones(1)], [negative])
     assert found["log_temperature/negative_50"].item() == pytest.approx(1)
 
 

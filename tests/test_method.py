@@ -5,12 +5,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from ssl_zoo.data import ArrayImages
 from ssl_zoo.encoders import NarrowResNet
 from ssl_zoo.evaluation import KNN, Health, LinearProbe, Neighbours
 from ssl_zoo.methods import SimCLR
 from ssl_zoo.schedules import WarmupCosine
 from ssl_zoo.views import Augmentation, Key, ViewSpec
-from tests.conftest import same, simclr, state, trainer
+from tests.conftest import MULTI_CROP, same, simclr, small, state, trainer
 
 
 @pytest.fixture
@@ -170,3 +171,19 @@ def test_simclr_trains_close_to_float32_under_bf16(tmp_path, data):
         running.fit(simclr(), datamodule=data)
         losses[precision] = running.callback_metrics["loss"].item()
     assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=0.02)
+
+
+class OneSize(NarrowResNet):
+    """An encoder for images of 16 pixels alone, as many transformers are."""
+
+    def maps(self, images):
+        assert images.shape[-1] == 16, f"image height {images.shape[-1]} does not match 16"
+        return super().maps(images)
+
+
+def test_views_that_the_encoder_does_not_take_are_refused_before_anything_runs(arrays, tmp_path):
+    method = small(SimCLR, *MULTI_CROP, encoder=OneSize(4, 2), projector=(16, 8))
+    before = state(method)
+    with pytest.raises(ValueError, match=r"cannot take views of 8 pixels \(image height 8 does not match 16\): give"):
+        trainer(tmp_path, num_sanity_val_steps=-1).fit(method, ArrayImages(str(arrays), batch_size=8))
+    assert same(state(method), before)

@@ -116,16 +116,10 @@ def test_the_loss_of_the_toy_tensors_is_the_references_number(cls, options, valu
     assert toy_loss(plain(cls, **options)) == pytest.approx(value, abs=1e-8)
 
 
-def test_mocos_symmetric_loss_of_the_toy_tensors_is_the_references_mean():
+def test_mocos_symmetric_loss_of_the_toy_tensors_is_the_references_mean(monkeypatch):
     method = plain(MoCo, queue=6, symmetric=True)
-    method.queue = Queue(8, 3).double()      # 8 keys arrive; the number is that of 6 keys and two opposite to all
-    method.queue.keys.copy_(torch.cat([QUEUE, QUEUE[:2]]))
-    losses = []
-    for query, key in ((TOY, TOY_TOO), (TOY_TOO, TOY)):
-        for q, k in zip(query, key, strict=True):
-            cosines = [cosine_similarity(q, n, dim=0).item() / 0.2 for n in (k, *QUEUE, *QUEUE[:2])]
-            losses.append(math.log(sum(map(math.exp, cosines))) - cosines[0])
-    assert toy_loss(method) == pytest.approx(sum(losses) / 8, abs=1e-9)
+    monkeypatch.setattr(method.queue, "enqueue", lambda *_: None)      # 8 keys do not fit the reference's queue of 6
+    assert toy_loss(method) == pytest.approx(0.845086506, abs=1e-9)
 
 
 @pytest.mark.parametrize("heads", [1, 2])
@@ -617,11 +611,13 @@ def test_mochi_mixes_from_its_start(run):
     assert not same(state(late), state(early))
 
 
-def test_prototypes_have_unit_norm_at_every_step_and_stay_where_they_are_while_frozen(run):
+@pytest.mark.parametrize("optimizer", [partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-3),
+                                       partial(torch.optim.Adam, lr=0.01, weight_decay=1e-3)], ids=["SGD", "Adam"])
+def test_prototypes_have_unit_norm_at_every_step_and_stay_where_they_are_while_frozen(run, optimizer):
     norms = []
     watch = AtEachStep(before=lambda method: norms.append(method.prototypes.weight.norm(dim=-1).detach()),
                        after=lambda method: normalize(method.prototypes.weight.detach(), dim=-1))
-    method = seeded(lambda: small(SwAV, **WIDTHS, prototypes=6, freeze_steps=3))
+    method = seeded(lambda: small(SwAV, **WIDTHS, prototypes=6, freeze_steps=3, optimizer=optimizer))
     with torch.no_grad():
         method.prototypes.weight.mul_(3)
     start = normalize(method.prototypes.weight.detach(), dim=-1)
@@ -636,6 +632,41 @@ def test_swav_warns_at_the_loss_of_the_log_of_its_prototypes(run):
     method = seeded(lambda: small(SwAV, **WIDTHS, prototypes=6, freeze_steps=0, temperature=1e4))
     with pytest.warns(UserWarning, match=r"the loss of 1\.79\d sits at log\(prototypes\) = 1\.792"):
         run(method)
+
+
+def test_a_second_run_from_a_first_state_has_the_first_runs_losses(run):
+    losses = []
+    watch = AtEachStep(after=lambda method: losses.append(method.trainer.callback_metrics["loss"].item()))
+    method = seeded(lambda: small(SwAV, **WIDTHS, prototypes=6, queue=16, queue_start=0, freeze_steps=0))
+    first = state(method)
+    run(method, watch, max_epochs=2)
+    method.load_state_dict(first)
+    run(method, watch, max_epochs=2)
+    assert losses[:8] == losses[8:]
+
+
+def test_the_share_of_used_prototypes_is_that_of_those_nearest_to_some_projection(monkeypatch):
+    method, logged = plain(SwAV, prototypes=3), {}
+    monkeypatch.setattr(method, "log", lambda name, value, **_: logged.update({name: value.item()}))
+    with torch.no_grad():
+        method.prototypes.weight.copy_(torch.eye(3))
+    for rows, used in (([0, 0, 0, 0], 1 / 3), ([0, 2, 2, 0], 2 / 3), ([0, 1, 2, 0], 1)):
+        toy_loss(method, torch.eye(3).double()[rows], torch.eye(3).double()[[0] * 4])
+        assert logged["prototypes/used"] == pytest.approx(used)
+
+
+@pytest.mark.parametrize("cls", [AMCL, AMCLMoCo])
+def test_amcl_logs_the_temperatures_of_all_heads(cls, monkeypatch):
+    method, logged = plain(cls, heads=2, **({} if cls is AMCL else {"queue": 8})), {}
+    if cls is AMCLMoCo:
+        method.queue = Queue(12, 6).double()
+        method.queue.keys.copy_(QUEUE.repeat(2, 2))
+    calls = []
+    method.temperature.of = lambda r: calls.append(r) or torch.full_like(r, float(len(calls) < 3) + 1)
+    monkeypatch.setattr(method, "log_dict", lambda values, **_: logged.update(values))
+    toy_loss(method)
+    assert logged["log_temperature/positive_95"].item() == pytest.approx(math.log(2))      # of the first pairs
+    assert logged["log_temperature/positive_5"].item() == 0                                # and of the later ones
 
 
 def test_swav_does_not_warn_where_it_learns(run):
@@ -669,10 +700,18 @@ def test_a_method_refuses_another_number_of_views_without_roles_than_two(name, c
     (MoCo, {"queue": 0}, "a queue holds 1 or more keys of width 1 or more, not 0 of width 8"),
     (MoCoV3, {"predictor": (16,), "freeze_patches": True}, "has no patch projection to freeze: leave freeze_patches"),
     (PixPro, {"transform_layers": 2}, "transformed by 0 or 1 layers, not 2"),
+    (MoCHi, {"queue": 20, "hardest": 8, "pairs": -3, "with_query": 3}, "0 or more pairs .* not -3 and 3"),
+    (MoCo, {"queue": 20, "contrast": "InfoNCE"}, "there is no contrast InfoNCE: it is one of info_nce, decoupled, "),
+    (MoCHi, {"queue": 20, "hardest": 8, "contrast": "dcl"}, "there is no contrast dcl: it is one of"),
+    (AMCL, {"form": "papers"}, "there is no form papers: it is one of bounded, paper"),
+    (AMCLMoCo, {"form": "papers"}, "there is no form papers"),
+    (AMCLBarlowTwins, {"form": "papers", "global_batch": 8}, "there is no form papers"),
+    (MoCo, {"queue": 20, "projector": ()}, "a head has the width of its input and 1 or more others"),
+    (SwAV, {"projector": ()}, "a head has the width of its input and 1 or more others"),
 ])
 def test_a_method_refuses_what_it_cannot_be_built_of_in_a_sentence(cls, options, sentence):
     with pytest.raises(ValueError, match=sentence):
-        small(cls, **WIDTHS, **options)
+        small(cls, **WIDTHS | options)
 
 
 @pytest.mark.parametrize(("cls", "options", "sentence"), [
@@ -680,7 +719,8 @@ def test_a_method_refuses_what_it_cannot_be_built_of_in_a_sentence(cls, options,
     (MoCo, {"queue": 15, "symmetric": True}, "a batch of 16 keys does not fit a queue of 15"),
     (MoCHi, {"queue": 7, "hardest": 2}, "a batch of 8 keys does not fit a queue of 7"),
     (AMCLMoCo, {"queue": 15, "heads": 2}, "a batch of 16 keys does not fit a queue of 15"),
-    (SwAV, {"queue": 7, "queue_start": 0, "prototypes": 6}, "a batch of 8 keys does not fit a queue of 7"),
+    (SwAV, {"queue": 7, "queue_start": 15, "prototypes": 6}, "a batch of 8 keys does not fit a queue of 7"),
+    (MoCo, {"queue": 20, "splits": 0}, "keys are encoded in 1 or more groups, not 0"),
     (MoCo, {"queue": 20, "splits": 5}, "a batch of 8 images does not make 5 groups of 2 or more: lower splits"),
     (AMCLMoCo, {"queue": 20, "splits": 5}, "a batch of 8 images does not make 5 groups of 2 or more"),
     (AMCLBarlowTwins, {"global_batch": 16}, "built for batches of 16 images over all processes and got 8: set "
@@ -693,6 +733,12 @@ def test_a_method_refuses_a_batch_that_it_cannot_learn_from_in_a_sentence(cls, o
     for batch in batches(method, 1):
         with pytest.raises(ValueError, match=sentence):
             method.training_loss(batch)
+
+
+@pytest.mark.parametrize("cls", [SimCLR, DCL, SwAV])
+def test_two_views_of_which_none_is_global_are_refused_in_a_sentence(cls):
+    with pytest.raises(ValueError, match=f"{cls.__name__} learns from the views of the role global and none of these"):
+        small(cls, ViewSpec(16, 2, role="local"), **WIDTHS)
 
 
 def test_a_multi_crop_recipe_is_refused_by_methods_of_two_views():

@@ -125,6 +125,7 @@ def test_the_method_of_ones_own_keeps_the_contract(tmp_path, arrays, monkeypatch
     contract.check_bfloat16(build, data, tmp_path, tolerance=0.02)
     contract.check_checkpoint(build, data, tmp_path)
     contract.check_parameters(build)
+    contract.check_compiled(build, "aot_eager")
     halves = contract.in_two_processes({"Align": build}, tmp_path)
     contract.check_two_processes(build, *(results["Align"] for results in halves))
     sys.modules.pop("my_module")

@@ -56,15 +56,15 @@ class Images(pl.LightningDataModule):
         self.loaded = True
 
     def train_dataloader(self) -> Loader:
-        if self.batch_size * world_size() > len(self.train):
-            raise ValueError(f"a batch of {self.batch_size} on each of {world_size()} processes is larger than the "
-                             f"data set of {len(self.train)} images: lower --data.batch_size")
         trainer: Any = self.trainer
         augment = getattr(trainer.lightning_module, "augment", None)   # other modules than ours may train on them too
         sizes = distributed.gather(torch.tensor([self.batch_size], device=trainer.strategy.root_device)).tolist()
         if len(set(sizes)) > 1:
             raise ValueError(f"every process needs batches of one size, and these have {sizes}: give each the same "
                              "--data.batch_size")
+        if sum(sizes) > len(self.train):
+            raise ValueError(f"a batch of {self.batch_size} on each of {world_size()} processes is larger than the "
+                             f"data set of {len(self.train)} images: lower --data.batch_size")
         source = self.train = self.train.to(trainer.strategy.root_device)
         if augment is not None and augment.backend == "torchvision" and isinstance(source, Resident):
             source = source.as_files()

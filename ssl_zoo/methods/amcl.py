@@ -10,6 +10,7 @@ from ssl_zoo.losses import (
     adaptive_contrast,
     batch_products,
     batch_similarities,
+    check_choice,
     temperature_quantiles,
     unit,
 )
@@ -40,16 +41,17 @@ class AMCL(Method):
         self.augment.two_views("AMCL")
         self.projectors = MultiHead(heads, self.encoder.dim, *projector)
         self.temperature = PairTemperature(projector[-1], floor=floor)
-        self.regularizer_weight, self.form = regularizer_weight, form
+        self.regularizer_weight, self.form = regularizer_weight, check_choice("form", form, AdaptiveForm)
 
     def training_loss(self, batch: Batch) -> Tensor:
         z1, z2 = (unit(self.projectors(self.encoder(view.images))) for view in batch.views)   # [B, C, D] each
-        losses = []
+        losses, positive, negative = [], [], []
         for u1, u2 in zip(z1.unbind(1), z2.unbind(1), strict=True):                       # [B, D], one head's
             products = batch_products(self.temperature(u1), self.temperature(u2))
             temperatures = [self.temperature.of(r) for r in products]                     # [2B] and [2B, 2N]
             losses.append(adaptive_contrast(*batch_similarities(u1, u2), *temperatures, u1.shape[1],
                                             self.regularizer_weight, self.form))
-        compared = temperatures[1].masked_fill(products[1].isinf(), float("nan"))
-        self.log_dict(temperature_quantiles(temperatures[0], compared), batch_size=len(z1))
+            positive.append(temperatures[0])
+            negative.append(temperatures[1].masked_fill(products[1].isinf(), float("nan")))
+        self.log_dict(temperature_quantiles(positive, negative), batch_size=len(z1))
         return torch.stack(losses).sum()

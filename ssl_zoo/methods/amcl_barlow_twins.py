@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ssl_zoo.heads import MultiHead, PairTemperature
-from ssl_zoo.losses import AdaptiveForm, adaptive_correlation, standardized, temperature_quantiles
+from ssl_zoo.losses import AdaptiveForm, adaptive_correlation, check_choice, standardized, temperature_quantiles
 from ssl_zoo.method import Batch, Method
 
 
@@ -36,11 +36,12 @@ class AMCLBarlowTwins(Method):
         self.augment.two_views("AMCLBarlowTwins")
         self.projectors = MultiHead(heads, self.encoder.dim, *projector, norm=True)
         self.temperature = PairTemperature(global_batch, floor=floor)
-        self.redundancy_weight, self.regularizer_weight, self.form = redundancy_weight, regularizer_weight, form
+        self.redundancy_weight, self.regularizer_weight = redundancy_weight, regularizer_weight
+        self.form = check_choice("form", form, AdaptiveForm)
 
     def training_loss(self, batch: Batch) -> Tensor:
         z1, z2 = (self.projectors(self.encoder(view.images)) for view in batch.views)     # [B, C, D] each
-        losses = []
+        losses, positive, negative = [], [], []
         for head in range(z1.shape[1]):
             u1, u2 = standardized(z1[:, head]), standardized(z2[:, head])                 # [N, D], of all processes
             if len(u1) != self.temperature.width:
@@ -51,5 +52,7 @@ class AMCLBarlowTwins(Method):
             temperatures = self.temperature.of(code1 @ code2.T)                           # [D, D]
             losses.append(adaptive_correlation(u1.T @ u2 / len(u1), temperatures, self.redundancy_weight,
                                                self.regularizer_weight, self.form))
-        self.log_dict(temperature_quantiles(temperatures.diagonal(), temperatures), batch_size=len(z1))
+            positive.append(temperatures.diagonal())
+            negative.append(temperatures.detach().clone().fill_diagonal_(float("nan")))
+        self.log_dict(temperature_quantiles(positive, negative), batch_size=len(z1))
         return torch.stack(losses).sum()

@@ -5,7 +5,14 @@ import torch
 from torch import Tensor
 
 from ssl_zoo.heads import MultiHead, PairTemperature
-from ssl_zoo.losses import AdaptiveForm, adaptive_contrast, queue_similarities, temperature_quantiles, unit
+from ssl_zoo.losses import (
+    AdaptiveForm,
+    adaptive_contrast,
+    check_choice,
+    queue_similarities,
+    temperature_quantiles,
+    unit,
+)
 from ssl_zoo.memory import MomentumEncoder, Queue
 from ssl_zoo.method import Batch, Method
 
@@ -41,13 +48,13 @@ class AMCLMoCo(Method):
         self.queue = Queue(queue, heads * projector[-1])                                  # the heads side by side
         self.temperature = PairTemperature(projector[-1], floor=floor)
         self.momentum, self.splits = momentum, splits
-        self.regularizer_weight, self.form = regularizer_weight, form
+        self.regularizer_weight, self.form = regularizer_weight, check_choice("form", form, AdaptiveForm)
 
     def training_loss(self, batch: Batch) -> Tensor:
         x1, x2 = (view.images for view in batch.views)
         heads, width = len(self.projectors.heads), self.temperature.width
         queue = unit(self.queue.snapshot().unflatten(1, (heads, width)))                  # [K, C, D]
-        losses, keys = [], []
+        losses, keys, seen = [], [], []
         for query_images, key_images in (x1, x2), (x2, x1):
             query = unit(self.projectors(self.encoder(query_images)))                     # [B, C, D]
             key = unit(self.momentum_encoder.keys(key_images, batch.key, self.splits))
@@ -56,10 +63,11 @@ class AMCLMoCo(Method):
                 code = self.temperature(q)
                 products = (code * self.temperature(k)).sum(1), code @ self.temperature(negatives).T       # [B], [B, K]
                 temperatures = [self.temperature.of(r) for r in products]
+                seen.append(temperatures)
                 losses.append(adaptive_contrast(*queue_similarities(q, k, negatives), *temperatures, width,
                                                 self.regularizer_weight, self.form))
         self.queue.enqueue(torch.cat(keys), batch.index.repeat(2))
-        self.log_dict(temperature_quantiles(*temperatures), batch_size=len(batch.index))
+        self.log_dict(temperature_quantiles(*zip(*seen, strict=True)), batch_size=len(batch.index))
         return torch.stack(losses).sum() / 2
 
     def after_step(self) -> None:

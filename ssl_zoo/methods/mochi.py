@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ssl_zoo.heads import mlp
-from ssl_zoo.losses import Contrast, check_temperature, contrast, queue_similarities, unit
+from ssl_zoo.losses import Contrast, check_choice, check_temperature, contrast, queue_similarities, unit
 from ssl_zoo.memory import MomentumEncoder, Queue
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.mixing import draw_mixture, hardest_keys, mixed_negatives, mixed_similarities
@@ -41,12 +41,14 @@ class MoCHi(Method):
         self.augment.two_views("MoCHi")
         if not 2 <= hardest <= queue:
             raise ValueError(f"MoCHi mixes 2 or more keys of its queue of {queue}, and hardest is {hardest}")
+        if min(pairs, with_query) < 0:
+            raise ValueError(f"MoCHi mixes 0 or more pairs and 0 or more with the query, not {pairs} and {with_query}")
         self.projector = mlp(self.encoder.dim, *projector, norm=False)
         self.momentum_encoder = MomentumEncoder(self.encoder, self.projector)
         self.queue = Queue(queue, projector[-1])
         self.temperature, self.momentum, self.splits = check_temperature(temperature), momentum, splits
         self.hardest, self.pairs, self.with_query = hardest, pairs, with_query
-        self.start, self.contrast = start, contrast
+        self.start, self.contrast = start, check_choice("contrast", contrast, Contrast)
 
     def training_loss(self, batch: Batch) -> Tensor:
         query_images, key_images = (view.images for view in batch.views)
@@ -60,10 +62,10 @@ class MoCHi(Method):
             hardest = hardest_keys(query, queue, self.hardest)                        # [B, N] places
             mixed = mixed_negatives(query, queue, hardest, drawn)                     # [B, s + s', D]
             negative = torch.cat([negative, mixed_similarities(query, mixed)], 1)     # [B, K + s + s']
-            own = (self.queue.index[hardest] == batch.index[:, None]).any(1)          # older keys of the query's own image
+            own = (self.queue.index[hardest] == batch.index[:, None]).any(1)          # the same image's older keys
             logged["hardest/same_image"] = own.float().mean()
         self.queue.enqueue(key, batch.index)
-        self.log_dict(logged, batch_size=len(batch.index))
+        self.log_dict(logged, batch_size=len(query))
         return contrast(positive, negative, self.temperature, self.contrast)
 
     def after_step(self) -> None:

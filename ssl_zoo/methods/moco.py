@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ssl_zoo.heads import mlp
-from ssl_zoo.losses import Contrast, check_temperature, contrast, queue_similarities, unit
+from ssl_zoo.losses import Contrast, check_choice, check_temperature, contrast, queue_similarities, unit
 from ssl_zoo.memory import MomentumEncoder, Queue
 from ssl_zoo.method import Batch, Method
 
@@ -39,8 +39,8 @@ class MoCo(Method):
         self.projector = mlp(self.encoder.dim, *projector, norm=False)
         self.momentum_encoder = MomentumEncoder(self.encoder, self.projector)
         self.queue = Queue(queue, projector[-1])
-        self.temperature, self.momentum, self.contrast = check_temperature(temperature), momentum, contrast
-        self.symmetric, self.splits = symmetric, splits
+        self.temperature, self.contrast = check_temperature(temperature), check_choice("contrast", contrast, Contrast)
+        self.momentum, self.symmetric, self.splits = momentum, symmetric, splits
 
     def training_loss(self, batch: Batch) -> Tensor:
         x1, x2 = (view.images for view in batch.views)

@@ -48,10 +48,11 @@ class SwAV(Method):
     def training_loss(self, batch: Batch) -> Tensor:
         self.prototypes.normalize()
         z = self.project(batch)                                                                    # V x [B, D]
-        scores = [self.prototypes(z_v, frozen=self.global_step < self.freeze_steps) for z_v in z]  # V x [B, K]
+        scores = [self.prototypes(z_v) for z_v in z]                                               # V x [B, K]
         codes = [self.codes(i, z[g], scores[g], batch.index) for i, g in enumerate(self.globals)]  # G x [B, K]
-        use = torch.stack(codes).mean((0, 1))                                                      # [K]
-        self.log("prototypes/used", torch.special.entr(use).sum().exp() / len(use), batch_size=len(batch.index))
+        nearest = torch.cat([scores[g].argmax(1) for g in self.globals])           # the codes, being balanced, use all
+        used = scores[0].new_zeros(scores[0].shape[1]).index_fill(0, nearest, 1)                   # [K]
+        self.log("prototypes/used", used.mean(), batch_size=len(batch.index))
         return torch.stack([F.cross_entropy(scores[v] / self.temperature, code)                    # eq. (2)
                             for g, code in zip(self.globals, codes, strict=True)
                             for v in range(len(scores)) if v != g]).mean()
@@ -65,13 +66,23 @@ class SwAV(Method):
     @torch.no_grad()
     def codes(self, place: int, z: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         """The codes of one global view from its scores `rows` [B, K], balanced with those of its queue."""
-        if self.queues and self.current_epoch >= self.queue_start:
-            queue: Any = self.queues[place]
+        queue: Any = self.queues[place] if self.queues else None
+        if queue is not None:
+            queue.check(len(z))                                                      # long before it is filled
+        if queue is not None and self.current_epoch >= self.queue_start:
             if self.full or queue.filled == len(queue.keys):                         # then no longer asks the device
                 self.full = True                                                     # others balance the rest of it
                 rows = torch.cat([self.prototypes(queue.keys[distributed.rank()::distributed.world_size()]), rows])
             queue.enqueue(unit(z), index)
         return sinkhorn(rows, self.epsilon, self.iterations)[-len(index):]
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.full = False
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.global_step < self.freeze_steps:
+            self.prototypes.weight.grad = None                # 0 would not do: Adam still moves by its weight decay
 
     def on_train_epoch_end(self) -> None:
         loss, chance = float(self.trainer.callback_metrics.get("loss", 0)), math.log(len(self.prototypes.weight))
