@@ -5,6 +5,7 @@ BIN := .venv/bin
 
 quickstart: .venv/ready
 	$(BIN)/ssl-zoo fit --config recipes/quickstart.yaml
+	@echo "for other commands, enter this environment: . .venv/bin/activate"
 
 test: .venv/ready
 	$(BIN)/python -m pytest

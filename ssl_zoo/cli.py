@@ -158,28 +158,40 @@ def evaluate(arguments: Sequence[str]) -> None:
     parser.add_argument("encoders", nargs="+", metavar="ENCODER", help="what to evaluate; several are compared")
     parser.add_subclass_arguments(data.Images, "data", required=False, help="images; those of the first encoder's own "
                                   "run where left out")
-    parser.add_argument("--output", type=Path, default=Path("evaluation"), help="folder of the report and of the "
-                        "features, which a second call reuses")
+    parser.add_argument("--output", type=Path, default=Path("evaluation"), help="folder of the features, which a "
+                        "second call reuses, and of the reports, each in a folder of its own")
     parser.add_argument("--protocols", nargs="+", choices=list(suite.PROTOCOLS), default=list(suite.QUICK),
-                        help="what to measure; linear_simclr and finetune_simclr train on images, for long")
+                        metavar="NAME", help=f"what to measure: {', '.join(suite.PROTOCOLS)}; the last two train on "
+                        "images, for long, and run only where they are named")
     parser.add_argument("--dense", type=Path, help="folder in Pascal VOC's layout, for a linear probe on feature maps")
     parser.add_argument("--epochs", type=int, help="of linear_simclr and finetune_simclr, instead of their own")
     parser.add_argument("--half", action="store_true", help="keep the features in float16")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to measure")
+    if any(one.startswith("--data.") for one in arguments) and not re.search(r"(^| )--data[ =]", " ".join(arguments)):
+        raise ValueError("--data. options are those of a data set: name it, as in --data ImageFolder --data.root "
+                         "my_images")
     options = parser.parse_args(arguments)
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"there is no {options.device} on this machine: leave --device out")
     found = {name_of(given, options.encoders): read_encoder(given) for given in options.encoders}
     if "data" not in options or options.data is None:
         options = parser.parse_args([*arguments, "--data", json.dumps(own_data(options.encoders[0]))])
     images = parser.instantiate_classes(options).data
     images.prepare_data()
     images.setup("fit")
-    measured = suite.evaluate({name: encoder.to(options.device) for name, encoder in found.items()}, images,
-                              options.output, protocols=options.protocols, dense=options.dense, epochs=options.epochs,
-                              half=options.half)
-    print(summary.as_text(summary.rows({name: one.scores for name, one in measured.items()})))
-    for name, one in measured.items():
+    versions = (options.output / f"version_{n}" for n in itertools.count())
+    folder = next(version for version in versions if not version.exists())
+    measured = suite.evaluate({name: encoder.to(options.device) for name, encoder in found.items()}, images, folder,
+                              protocols=options.protocols, features=options.output / "features", dense=options.dense,
+                              epochs=options.epochs, half=options.half)
+    print(summary.as_text(summary.rows({name: one.scores for name, one in measured.found.items()})))
+    print(summary.LEGEND)
+    for name, one in measured.found.items():
         print("".join(f"left out, {name}: {said}\n" for said in one.left_out), end="")
-    print(options.output / "report.md")
+    print("".join(f"{name} was not measured: {said}\n" for name, said in measured.failed.items()), end="")
+    if measured.unwritten:
+        raise OSError(measured.unwritten)
+    print(folder / "report.md")
 
 
 def read_encoder(given: str) -> encoders.Encoder:
@@ -188,9 +200,9 @@ def read_encoder(given: str) -> encoders.Encoder:
         checkpoint = check_whole(Path(given))
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         return load_method(checkpoint, content.get("hyper_parameters", {})).evaluated
-    if files(given)[1].is_file() or given.endswith(".safetensors"):
-        return load_encoder(given)
     name, _, weights = given.partition("=")
+    if not weights and (files(given)[1].is_file() or given.endswith(".safetensors")):
+        return load_encoder(given)
     kind = encoders.named(name)
     if kind is None:
         raise ValueError(f"there is no encoder {given}: give an exported encoder's .safetensors, a .ckpt, or the name "
@@ -205,7 +217,9 @@ def name_of(given: str, others: Sequence[str]) -> str:
         path = Path(name)
         generic = ("checkpoints", "encoder", "last", "runs", "/")
         parts = [part for part in path.with_suffix("").parts if part not in generic]
-        return "/".join(parts[-2:]) if len(path.parts) > 1 or path.suffix else name
+        if len(path.parts) == 1 and not path.suffix:
+            return name if "=" in one else f"{name}, untrained"
+        return "/".join(parts[-2:]) or name
     return short(given) if [short(other) for other in others].count(short(given)) <= 1 else given
 
 
@@ -216,7 +230,7 @@ def own_data(given: str) -> Any:
     if given.endswith(".ckpt") and config.is_file():
         recipe = yaml.safe_load(config.read_text())
     elif described.is_file():
-        recipe = json.loads(described.read_text())["recipe"]
+        recipe = json.loads(described.read_text()).get("recipe")
     if not isinstance(recipe, dict) or "data" not in recipe:
         raise ValueError(f"nobody knows on which images to evaluate {given}: name them with --data, as in --data "
                          "ImageFolder --data.root my_images")
@@ -253,6 +267,8 @@ def load_method(checkpoint: Path, values: Mapping[str, Any]) -> Method:
 def run(arguments: list[str]) -> None:
     """Run a command; bad input ends it with one sentence and status 1."""
     quiet()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())   # for methods of one's own, as python does
     try:
         if arguments[0] in COMMANDS:
             COMMANDS[arguments[0]](arguments[1:])
@@ -306,7 +322,8 @@ def parameters(path: str) -> list[str]:
     """The options of a class by its import path, those of its bases included."""
     module, _, name = path.rpartition(".")
     kinds = inspect.getmro(getattr(import_module(module), name))
-    return list(dict.fromkeys(option for kind in kinds if kind.__module__.startswith(path.partition(".")[0])
+    ours = path.partition(".")[0], "ssl_zoo."
+    return list(dict.fromkeys(option for kind in kinds if kind.__module__.startswith(ours)
                               for option, parameter in inspect.signature(kind).parameters.items()
                               if parameter.kind is not parameter.VAR_KEYWORD))
 
@@ -317,5 +334,6 @@ def quiet() -> None:
                  "pytorch_lightning.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (".*does not have many workers.*", ".*LightningCLI's args parameter.*", ".*LeafSpec.*",
+                    ".*smaller than the logging interval.*",
                     ".*You have overridden `on_after_batch_transfer`.*", ".*sync_dist=True.*"):
         warnings.filterwarnings("ignore", message)

@@ -3,7 +3,8 @@
 import difflib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -75,6 +76,30 @@ class Encoder(nn.Module, ABC):
             state = {OLD_DENSENET.sub(r"\1", name): value for name, value in state.items()
                      if not name.startswith(f"{self.classifier}.")}
             load_strictly(self.backbone, state, self.weights)
+
+
+@contextmanager
+def evaluation_mode(encoder: Encoder) -> Iterator[None]:
+    """In evaluation mode, without gradients and autocast; afterwards every module is in the mode that it was in."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        with torch.no_grad(), torch.autocast(encoder.mean.device.type, enabled=False):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def check_size(encoder: Encoder, size: int) -> None:
+    """Refuse images of so many pixels a side where the encoder cannot read them."""
+    try:
+        with evaluation_mode(encoder):
+            encoder(torch.zeros(2, 3, size, size, device=encoder.mean.device))
+    except (AssertionError, RuntimeError) as error:   # of whatever library the encoder is from
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"the encoder does not take images of {size} pixels ({why}): give them another size, or take "
+                         "an encoder for images of any size") from error
 
 
 class _ResNet(Encoder, ABC):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torchvision
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import ssl_zoo
@@ -40,7 +41,10 @@ def save_encoder(encoder: encoders.Encoder, path: str | Path, *, size: int | Non
     }
     text = json.dumps(description, indent=2, default=str)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}, path)
+    try:
+        save_file({name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}, path)
+    except SafetensorError as error:      # a full disk, for one
+        raise OSError(f"the encoder could not be written to {path}: {error}") from error
     description_path.write_text(text + "\n")
     return path
 
@@ -70,10 +74,17 @@ def load_encoder(path: str | Path) -> encoders.Encoder:
         ValueError: the files name an unknown encoder, or a tensor is missing, unexpected or of another shape.
     """
     path, description_path = files(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no encoder {path}; a run leaves one in its folder, and ssl-zoo export makes "
+                                "one of a checkpoint")
     if not description_path.is_file():
         raise FileNotFoundError(f"{path} has no {description_path.name} beside it, which says what it holds; "
                                 "keep the two files together")
-    architecture = json.loads(description_path.read_text())["architecture"]
+    try:
+        architecture = json.loads(description_path.read_text())["architecture"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{description_path} does not describe an encoder of ssl_zoo: give the file that a run left "
+                         "beside it") from error
     kinds = {name: kind for name, kind in vars(encoders).items()
              if isinstance(kind, type) and issubclass(kind, encoders.Encoder) and not name.startswith("_")}
     kind = kinds.get(architecture["class"])

@@ -9,7 +9,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
 from ssl_zoo import distributed
-from ssl_zoo.encoders import Encoder, load_strictly
+from ssl_zoo.encoders import Encoder, check_size, evaluation_mode, load_strictly
 from ssl_zoo.optim import parameter_groups
 from ssl_zoo.schedules import WarmupCosine
 from ssl_zoo.views import Augmentation, Canvases, Crops, Key, View
@@ -66,16 +66,10 @@ class Method(pl.LightningModule):
         """Share of the optimiser steps done, 0 to 1."""
         return self.trainer.global_step / self.trainer.estimated_stepping_batches
 
-    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Features [B, dim] float32 of `images`, in evaluation mode and without autocast: all that evaluation sees."""
-        modes = [(module, module.training) for module in self.evaluated.modules()]
-        self.evaluated.eval()
-        with torch.autocast(images.device.type, enabled=False):
-            features = self.evaluated(images).float()
-        for module, mode in modes:
-            module.training = mode
-        return features
+        with evaluation_mode(self.evaluated):
+            return self.evaluated(images).float()
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         images, labels, index = batch
@@ -88,12 +82,7 @@ class Method(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Refuse views of a size that the encoder does not take, before an epoch is spent."""
         for size in {spec.size for spec in self.augment.views}:
-            try:
-                self.encode(torch.zeros(2, 3, size, size, device=self.device))
-            except (AssertionError, RuntimeError) as error:   # of whatever library the encoder is from
-                why = (str(error) or type(error).__name__).splitlines()[0]
-                raise ValueError(f"the encoder cannot take views of {size} pixels ({why}): give the row another size, "
-                                 "or take an encoder for images of any size") from error
+            check_size(self.encoder, size)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.training_loss(batch)

@@ -186,7 +186,7 @@ class SafeInterrupt(pl.Callback):
             return
         folder = run_folder(trainer) or Path(trainer.default_root_dir)
         path = folder / "checkpoints" / "interrupted.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         config = folder / "config.yaml"
         source = f"--config {config} " if config.exists() else ""
         if trainer.is_global_zero:

@@ -63,7 +63,7 @@ def without_sklearn(monkeypatch):
 
 # What all have
 
-SOME = {"lowshot/knn_1": Score(torch.tensor([0.2, 0.3]).double(), "draw"), "lowshot/knn_10%": number(0.5)}
+SOME = {"lowshot/1/knn": Score(torch.tensor([0.2, 0.3]).double(), "draw"), "lowshot/10%/knn": number(0.5)}
 DRAWN = {
     "map": lambda: feature_map(normal(8, 3), torch.arange(8) % 2, ["a", "b"], "x"),
     "few classes": lambda: confusion_matrix(whole_numbers(3, 9), whole_numbers(3, 9, seed=1), names(3), "x"),
@@ -460,8 +460,8 @@ def draws(*accuracies):
     return Score(torch.tensor(accuracies, dtype=torch.float64), "draw")
 
 
-SCORES = {"knn_dino": number(0.9), "lowshot/knn_1": draws(0.1, 0.3), "lowshot/knn_10": draws(0.4, 0.4),
-          "lowshot/naive_bayes_1": draws(0.2, 0.2, 0.5), "lowshot/knn_1%": draws(0.5, 0.7)}
+SCORES = {"knn_dino": number(0.9), "lowshot/1/knn": draws(0.1, 0.3), "lowshot/10/knn": draws(0.4, 0.4),
+          "lowshot/1/naive_bayes": draws(0.2, 0.2, 0.5), "lowshot/1%/knn": draws(0.5, 0.7)}
 
 
 def curve(container):
@@ -496,7 +496,7 @@ def test_labels_per_class_have_a_logarithmic_axis_with_a_tick_for_each():
 
 
 def test_points_are_joined_in_the_order_of_their_labels():
-    scores = {f"lowshot/knn_{n}": number(n / 200) for n in (100, 2, 10)}
+    scores = {f"lowshot/{n}/knn": number(n / 200) for n in (100, 2, 10)}
     x, y, _ = curve(learning_curves({"mine": scores}, "").axes[0].containers[0])
     assert y == pytest.approx([1, 5, 50])
     assert x == pytest.approx([2, 10, 100])
@@ -517,7 +517,7 @@ def test_two_encoders_differ_by_the_line_and_two_classifiers_by_colour_and_marke
 
 
 def test_the_legend_shows_the_marks_that_are_drawn():
-    figure = learning_curves({"mine": SCORES, "theirs": {"lowshot/logistic_10%": draws(0.3, 0.4)}}, "")
+    figure = learning_curves({"mine": SCORES, "theirs": {"lowshot/10%/logistic": draws(0.3, 0.4)}}, "")
     assert legend(figure) == ["mine: knn", "mine: naive_bayes", "theirs: logistic"]
     parts = figure.legends[0].findobj(Line2D)
     for panel in figure.axes:
@@ -530,20 +530,20 @@ def test_the_legend_shows_the_marks_that_are_drawn():
 
 
 def test_one_panel_is_enough_where_one_kind_was_measured():
-    figure = learning_curves({"mine": {"lowshot/knn_5": number(0.5)}}, "")
+    figure = learning_curves({"mine": {"lowshot/5/knn": number(0.5)}}, "")
     assert len(figure.axes) == 1
     assert curve(figure.axes[0].containers[0])[2] == [pytest.approx((50, 50))]
 
 
 def test_scores_without_few_labels_are_refused():
-    with pytest.raises(ValueError, match="lowshot/<classifier>_<labels>"):
-        learning_curves({"mine": {"knn_dino": number(0.5), "lowshot/knn_5_top5": number(0.5)}}, "")
+    with pytest.raises(ValueError, match="lowshot/<labels>/<classifier>"):
+        learning_curves({"mine": {"knn_dino": number(0.5), "lowshot/many/knn": number(0.5)}}, "")
 
 
-@pytest.mark.parametrize(("name", "parts"), [("lowshot/naive_bayes_5", ("naive_bayes", "5", "")),
-                                             ("lowshot/knn_10%", ("knn", "10", "%")),
-                                             ("lowshot/knn_0.5%", ("knn", "0.5", "%"))])
-def test_a_score_s_name_is_read_into_classifier_labels_and_percent(name, parts):
+@pytest.mark.parametrize(("name", "parts"), [("lowshot/5/naive_bayes", ("5", "", "naive_bayes")),
+                                             ("lowshot/10%/knn", ("10", "%", "knn")),
+                                             ("lowshot/0.5%/knn", ("0.5", "%", "knn"))])
+def test_a_score_s_name_is_read_into_labels_percent_and_classifier(name, parts):
     assert CELL.fullmatch(name).groups() == parts
 
 

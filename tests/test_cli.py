@@ -105,6 +105,22 @@ def test_validate_measures_what_the_run_measured(recipe, capsys):
     assert float(validated) == pytest.approx(float(reported) / 100, abs=5e-4)
 
 
+def test_the_last_epoch_is_evaluated_whatever_the_rhythm(recipe, capsys):
+    recipe["trainer"]["check_val_every_n_epoch"] = 10
+    folder = fit(recipe)
+    printed = capsys.readouterr().out
+    assert "epoch 2" in printed
+    assert "not evaluated" not in printed
+    assert "knn_dino" in json.loads((folder / "encoder.json").read_text())["metrics"]
+
+
+def test_an_epoch_that_was_not_evaluated_is_said_with_the_command_that_does(recipe, capsys):
+    recipe["trainer"] |= {"check_val_every_n_epoch": 10, "max_steps": 1}
+    folder = fit(recipe)
+    printed = capsys.readouterr().out
+    assert f"epoch 1 was not evaluated: ssl-zoo evaluate {folder / 'encoder.safetensors'}" in printed
+
+
 def test_a_second_run_in_the_same_folder_is_a_new_version(recipe):
     first = fit(recipe)
     kept = {file: file.stat().st_mtime_ns for file in first.rglob("*") if file.is_file()}
@@ -162,7 +178,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_command_to_go_on(recipe):
 
 @pytest.mark.parametrize(("option", "value", "said"), [
     ("--data.path", "nowhere.npz", "no file of images at nowhere.npz"),
-    ("--data.batch_size", "61", "a batch of 61 on each of 1 processes is larger than the data set of 60 images"),
+    ("--data.batch_size", "61", "a batch of 61 is larger than the data set of 60 images"),
     ("--data.batch_size", "0", "a batch has at least 1 image, not 0"),
     ("--data.batch_size", "many", "batch_size: Expected a <class 'int'>. Got value: many"),
     ("--model.temperatur", "0.1", "Option 'temperatur' is not accepted; did you mean temperature?"),
@@ -294,7 +310,8 @@ def test_help_and_configuration_are_printed(arguments, said, capsys):
 
 
 def test_numbers_of_another_epoch_are_not_exported_with_the_encoder(recipe):
-    folder = fit(recipe, "--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "2")
+    folder = fit(recipe, "--trainer.max_epochs", "4", "--trainer.max_steps", "21",      # 3 epochs
+                 "--trainer.check_val_every_n_epoch", "2")
     run(["export", str(folder / "checkpoints/last.ckpt")])
     for path in (folder / "encoder.json", folder / "checkpoints/last.json"):
         said = json.loads(path.read_text())

@@ -241,7 +241,7 @@ def test_a_class_may_be_called_train(tmp_path):
 
 def test_a_batch_larger_than_the_data_set_is_refused_in_a_sentence(array_file, tmp_path):
     data = ArrayImages(array_file(train_images=np.zeros((18, 2, 2), np.uint8)), batch_size=19)
-    with pytest.raises(ValueError, match="a batch of 19 on each of 1 processes is larger than the data set of 18"):
+    with pytest.raises(ValueError, match="a batch of 19 is larger than the data set of 18"):
         trainer(tmp_path).fit(Watch(), data)
 
 

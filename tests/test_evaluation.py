@@ -121,6 +121,13 @@ def test_the_probe_measures_within_evaluation_and_keeps_its_head_in_the_checkpoi
     assert all(torch.equal(value, probe.head[name]) for name, value in other.head.items())
 
 
+@pytest.mark.parametrize("scale", [1e-7, 1e-3, 1e3])
+def test_the_probe_does_not_see_the_scale_of_the_features(scale):
+    train, test = as_floats(blobs(60, spread=4.0)), as_floats(blobs(40, spread=4.0, seed=1))
+    scaled = (part._replace(x=scale * part.x) for part in (train, test))
+    assert LinearProbe(5).measure(*scaled) == LinearProbe(5).measure(train, test)
+
+
 def test_only_ninety_epochs_have_the_protocols_plain_name():
     assert [LinearProbe(epochs).protocol for epochs in (90, 10)] == ["linear_cached", "linear_cached_10_epochs"]
     with pytest.raises(ValueError, match="at least 1 epoch, not 0"):

@@ -159,7 +159,7 @@ def test_tensors_without_their_description_are_refused(exported):
 
 def test_a_description_without_its_tensors_is_refused(exported):
     exported.unlink()
-    with pytest.raises(FileNotFoundError, match=r"no weights at .*encoder\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"there is no encoder .*encoder\.safetensors"):
         load_encoder(exported)
 
 

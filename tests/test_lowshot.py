@@ -103,7 +103,7 @@ def test_every_image_of_a_class_is_drawn_equally_often():
 def test_scores_are_the_shares_of_right_test_images_over_five_draws():
     train, test = part(480), part(100, seed=1)
     scores, left_out = lowshot(train, test)
-    assert list(scores) == [f"lowshot/{name}_{size}" for size in ("1", "2", "5", "10", "100", "1%", "10%")
+    assert list(scores) == [f"lowshot/{size}/{name}" for size in ("1", "2", "5", "10", "100", "1%", "10%")
                             for name in ("knn", "logistic", "naive_bayes")]
     assert left_out == []
     for score in scores.values():
@@ -125,15 +125,15 @@ def test_scores_are_those_of_scikit_learn_on_the_same_draws(size, wanted):
         labels = train.labels[rows].numpy()
         reference = LogisticRegression(tol=1e-8, max_iter=10000).fit(x[rows].numpy(), labels)
         accuracy = reference.score(queries.numpy(), truth)
-        assert scores[f"lowshot/logistic_{size}"].units[seed] == pytest.approx(accuracy, abs=1e-9)
+        assert scores[f"lowshot/{size}/logistic"].units[seed] == pytest.approx(accuracy, abs=1e-9)
         votes = KNeighborsClassifier(min(20, 4 * wanted), metric="cosine", algorithm="brute",
                                      weights=lambda distance: torch.from_numpy((1 - distance) / 0.07).exp().numpy())
         accuracy = votes.fit(train.x[rows].numpy(), labels).score(test.x.numpy(), truth)
-        assert scores[f"lowshot/knn_{size}"].units[seed] == pytest.approx(accuracy, abs=1e-9)
+        assert scores[f"lowshot/{size}/knn"].units[seed] == pytest.approx(accuracy, abs=1e-9)
         means = torch.stack([x[rows][train.labels[rows] == c].mean(0) for c in range(4)])
         variance = (x[rows] - means[train.labels[rows]]).square().mean(0) + 1e-9
         nearest = ((queries[:, None] - means).square() / variance).sum(-1).argmin(1)
-        assert scores[f"lowshot/naive_bayes_{size}"].units[seed] == pytest.approx(
+        assert scores[f"lowshot/{size}/naive_bayes"].units[seed] == pytest.approx(
             (nearest == test.labels).double().mean().item(), abs=1e-9)
 
 
@@ -142,8 +142,8 @@ def test_naive_bayes_needs_fewer_labels_than_logistic_regression_where_channels_
     train, test = (Features(normal(5, 40, seed=99)[labels] + noise * normal(1000, 40, seed=seed), labels, labels)
                    for seed in (0, 1))
     scores, _ = lowshot(train, test)
-    assert scores["lowshot/naive_bayes_10"].value > scores["lowshot/logistic_10"].value + 0.02
-    assert scores["lowshot/logistic_1"].value > scores["lowshot/knn_1"].value + 0.1
+    assert scores["lowshot/10/naive_bayes"].value > scores["lowshot/10/logistic"].value + 0.02
+    assert scores["lowshot/1/logistic"].value > scores["lowshot/1/knn"].value + 0.1
 
 
 def test_classes_without_train_images_are_never_right_and_hinder_nobody():
@@ -160,7 +160,7 @@ def test_an_encoder_is_compared_on_the_same_draws_whatever_its_features():
     turned = torch.linalg.qr(normal(6, 6, seed=5)).Q
     again = [Features(some.x @ turned, *some[1:]) for some in (train, test)]
     one, other = lowshot(train, test)[0], lowshot(*again)[0]
-    assert (one["lowshot/knn_10"].units - other["lowshot/knn_10"].units).abs().max() < 0.03
+    assert (one["lowshot/10/knn"].units - other["lowshot/10/knn"].units).abs().max() < 0.03
 
 
 def test_images_without_a_label_are_not_drawn():
@@ -169,7 +169,7 @@ def test_images_without_a_label_are_not_drawn():
     assert draw(labels, torch.full((4,), 50), 0).sort().values.tolist() == list(range(200))
     scores, left_out = lowshot(Features(train.x, labels, train.places), test)
     assert left_out[0] == "lowshot at 100 labels per class: class 0 has 50 images"
-    assert "lowshot/logistic_10%" in scores
+    assert "lowshot/10%/logistic" in scores
     with pytest.raises(ValueError, match=r"^no train image has a label: "):
         lowshot(Features(train.x, torch.full((400,), -1), train.places), test)
 

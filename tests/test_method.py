@@ -184,6 +184,6 @@ class OneSize(NarrowResNet):
 def test_views_that_the_encoder_does_not_take_are_refused_before_anything_runs(arrays, tmp_path):
     method = small(SimCLR, *MULTI_CROP, encoder=OneSize(4, 2), projector=(16, 8))
     before = state(method)
-    with pytest.raises(ValueError, match=r"cannot take views of 8 pixels \(image height 8 does not match 16\): give"):
+    with pytest.raises(ValueError, match=r"not take images of 8 pixels \(image height 8 does not match 16\): give"):
         trainer(tmp_path, num_sanity_val_steps=-1).fit(method, ArrayImages(str(arrays), batch_size=8))
     assert same(state(method), before)

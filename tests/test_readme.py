@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-import yaml
 from PIL import Image
 
-from ssl_zoo.cli import Cli, run
+from ssl_zoo.cli import run
 from ssl_zoo.data import ArrayImages
 from ssl_zoo.evaluation.summary import PROTOCOLS
 from tests import test_contract as contract
@@ -52,6 +51,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("ssl-zoo")])
 def test_command_works(command, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
+    (folder / "my_module.py").write_text(next(program for program in PROGRAMS if "class Align" in program))
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", SmallCIFAR10)
     arguments = shlex.split(command)[1:]
     if "--help" in arguments or "--model.help" in arguments or "--print_config" in arguments:
@@ -69,6 +69,7 @@ def test_command_works(command, folder, monkeypatch, capsys):
         small["--data.workers"] = "0"
     run([*arguments, *(word for pair in small.items() for word in pair)])
     printed = capsys.readouterr().out
+    sys.modules.pop("my_module", None)
     if arguments[0] == "export":
         assert printed.strip().endswith("last.safetensors")
     elif arguments[0] == "preview":
@@ -93,21 +94,6 @@ def test_programs_run_in_their_order(folder, monkeypatch):
     with torch.no_grad():
         assert torch.equal(names["resnet"].eval()(names["encoder"].eval().normalize(images)),
                            names["encoder"](images))
-
-
-def test_the_method_of_ones_own_trains_from_a_recipe(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    (folder / "my_module.py").write_text(next(program for program in PROGRAMS if "class Align" in program))
-    monkeypatch.syspath_prepend(str(folder))
-    recipe = yaml.safe_load((ROOT / "recipes/quickstart.yaml").read_text())
-    recipe["model"]["class_path"] = "my_module.Align"
-    for name in ("projector", "temperature"):
-        recipe["model"]["init_args"].pop(name)
-    Path("mine.yaml").write_text(yaml.safe_dump(recipe))
-    cli = Cli(["--config", "mine.yaml", "--trainer.fast_dev_run", "1"], run=False)
-    cli.trainer.fit(cli.model, cli.datamodule)
-    assert cli.trainer.callback_metrics["loss"].isfinite()
-    sys.modules.pop("my_module")
 
 
 def test_the_method_of_ones_own_keeps_the_contract(tmp_path, arrays, monkeypatch):

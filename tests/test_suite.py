@@ -1,12 +1,15 @@
 """The evaluation suite: what it measures of whom, what it leaves out and says, and what it takes from its cache."""
 
 import json
+import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ssl_zoo import suite
 from ssl_zoo.cli import name_of, own_data, run
@@ -35,7 +38,7 @@ def measured(arrays, tmp_path_factory):
     """Two encoders on the same images, by all that reads features."""
     folder = tmp_path_factory.mktemp("evaluation")
     found = suite.evaluate({"first": encoder(), "second": encoder(1)}, ready(ArrayImages(str(arrays), batch_size=8)),
-                           folder, protocols=suite.QUICK)
+                           folder, protocols=suite.QUICK).found
     return found, folder
 
 
@@ -43,7 +46,7 @@ def test_every_protocol_gives_its_numbers_and_every_number_has_its_protocol(meas
     found, folder = measured
     scores = found["first"].scores
     for start in ("knn_instdisc", "knn_dino_10", "linear_grid", "logistic", "naive_bayes", "nearest_class_mean",
-                  "lowshot/knn_2", "lowshot/logistic_5", "lowshot/naive_bayes_10%", "retrieval/map", "health/rankme",
+                  "lowshot/2/knn", "lowshot/5/logistic", "lowshot/10%/naive_bayes", "retrieval/map", "health/rankme",
                   "health/tolerance", "health/alignment", "health/positive_mean"):
         assert start in scores
     assert summary.describe(list(scores)).keys() >= {"knn_dino", "lowshot/", "health/negative"}
@@ -83,7 +86,7 @@ def test_a_second_evaluation_reads_the_features_and_finds_the_same(measured, arr
     found, folder = measured
     monkeypatch.setattr(suite, "extract", lambda *_: pytest.fail("the features were taken again"))
     again = suite.evaluate({"first": encoder()}, ready(ArrayImages(str(arrays), batch_size=8)), folder,
-                           protocols=suite.QUICK)
+                           protocols=suite.QUICK).found
     for name, score in found["first"].scores.items():
         assert torch.equal(again["first"].scores[name].units.nan_to_num(-1), score.units.nan_to_num(-1)), name
 
@@ -91,7 +94,8 @@ def test_a_second_evaluation_reads_the_features_and_finds_the_same(measured, arr
 @pytest.mark.parametrize("change", ["weights", "images", "half"])
 def test_features_of_other_weights_or_images_are_never_reused(arrays, tmp_path, change):
     def features(subject, path, **options):
-        suite.evaluate({"it": subject}, ready(ArrayImages(str(path))), tmp_path / "out", protocols=["knn"], **options)
+        suite.evaluate({"it": subject}, ready(ArrayImages(str(path))), tmp_path / "out", protocols=["health"],
+                       **options)
         return {file.name for file in (tmp_path / "out" / "features").iterdir()}
 
     first = features(encoder(), arrays)
@@ -104,9 +108,14 @@ def test_features_of_other_weights_or_images_are_never_reused(arrays, tmp_path, 
     assert len(second - first) == (3 if change == "images" else 4)   # the test part's own did not change
 
 
+def test_views_are_taken_for_health_alone(arrays, tmp_path):
+    suite.evaluate({"it": encoder()}, ready(ArrayImages(str(arrays))), tmp_path, protocols=["knn", "logistic"])
+    assert sorted("plain" in file.name for file in (tmp_path / "features").iterdir()) == [True, True]
+
+
 def test_half_precision_keeps_half_the_bytes_and_nearly_the_numbers(measured, arrays, tmp_path):
     found = suite.evaluate({"first": encoder()}, ready(ArrayImages(str(arrays))), tmp_path, protocols=suite.QUICK,
-                           half=True)
+                           half=True).found
     kept = load_file(next((tmp_path / "features").glob("*plain*")))
     assert kept["x"].dtype == torch.float16
     for name in ("knn_dino", "linear_grid", "health/rankme"):
@@ -119,10 +128,10 @@ def test_images_without_labels_have_their_health_measured_and_nothing_else(tmp_p
     for i in range(12):
         Image.fromarray(generator.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(tmp_path / f"images/{i}.png")
     images = ready(ImageFolder(str(tmp_path / "images"), evaluation_size=32, workers=0))
-    found = suite.evaluate({"it": encoder()}, images, tmp_path / "out", protocols=suite.QUICK)["it"]
+    found = suite.evaluate({"it": encoder()}, images, tmp_path / "out", protocols=suite.QUICK).found["it"]
     assert found.scores
     assert all(name.startswith("health/") for name in found.scores)
-    assert found.left_out[0].startswith("knn, linear_grid, logistic, naive_bayes")
+    assert found.left_out[0].startswith("knn, linear_cached, linear_grid, logistic, naive_bayes")
     assert "accuracy needs labels" in found.left_out[0]
 
 
@@ -138,15 +147,15 @@ def folder_of(path, **classes):
 def test_one_class_alone_has_no_accuracy_and_the_class_is_named(arrays, tmp_path):
     images = ready(ArrayImages(str(arrays)))
     images.train.labels[:] = 1
-    found = suite.evaluate({"it": encoder()}, images, tmp_path, protocols=suite.QUICK)["it"]
+    found = suite.evaluate({"it": encoder()}, images, tmp_path, protocols=suite.QUICK).found["it"]
     assert all(name.startswith("health/") for name in found.scores)
     assert "all training images are of one class, 1: " in found.left_out[0]
 
 
 def test_few_images_leave_cells_out_by_name_and_measure_the_rest(tmp_path):
     found = suite.evaluate({"it": encoder()}, folder_of(tmp_path / "images", cat=9, dog=4), tmp_path / "out",
-                           protocols=suite.QUICK)["it"]
-    assert found.scores.keys() >= {"knn_instdisc", "linear_grid", "lowshot/knn_1", "health/rankme"}
+                           protocols=suite.QUICK).found["it"]
+    assert found.scores.keys() >= {"knn_instdisc", "linear_grid", "lowshot/1/knn", "health/rankme"}
     said = "\n".join(found.left_out)
     assert "100" in said
     assert "dog" in said
@@ -163,10 +172,11 @@ class Broken(NarrowResNet):
 def test_an_encoder_with_features_that_are_not_finite_is_named_with_the_image_and_the_others_are_measured(arrays,
                                                                                                           tmp_path):
     images = ready(ArrayImages(str(arrays)))
-    found = suite.evaluate({"sound": encoder(), "broken": Broken(4, 2)}, images, tmp_path, protocols=["knn"])
-    assert found.keys() == {"sound"}
-    assert "broken was not measured: the features of 1 of 60 images are not finite, such as those of image 3" in (
-        tmp_path / "report.md").read_text()
+    known = suite.evaluate({"broken": Broken(4, 2), "sound": encoder()}, images, tmp_path, protocols=["knn"])
+    assert known.found.keys() == {"sound"}
+    sentence = "the features of 1 of 60 images are not finite, such as those of image 3 of the training part"
+    assert known.failed["broken"].startswith(sentence)
+    assert f"broken was not measured: {sentence}" in (tmp_path / "report.md").read_text()
     with pytest.raises(ValueError, match="not finite"):
         suite.evaluate({"broken": Broken(4, 2)}, images, tmp_path, protocols=["knn"])
 
@@ -177,7 +187,7 @@ def test_a_protocol_that_fails_leaves_the_others_their_numbers(arrays, tmp_path,
 
     monkeypatch.setitem(suite.PROTOCOLS, "linear_grid", failing)
     found = suite.evaluate({"it": encoder()}, ready(ArrayImages(str(arrays))), tmp_path,
-                           protocols=["knn", "linear_grid", "logistic"])["it"]
+                           protocols=["knn", "linear_grid", "logistic"]).found["it"]
     assert found.scores.keys() >= {"knn_dino", "logistic"}
     assert "linear_grid: too few of something" in found.left_out
 
@@ -189,25 +199,83 @@ def test_a_dense_folder_that_is_none_is_refused_before_anything_is_measured(arra
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_a_report_that_cannot_be_written_leaves_the_numbers(arrays, tmp_path, monkeypatch):
+def test_a_report_that_cannot_be_written_leaves_the_numbers(arrays, tmp_path):
     (tmp_path / "report.json").mkdir()
-    with pytest.warns(UserWarning, match="could not be written"):
-        found = suite.evaluate({"it": encoder()}, ready(ArrayImages(str(arrays), batch_size=8)), tmp_path,
-                               protocols=["logistic"])["it"]
-    assert "logistic" in found.scores
+    known = suite.evaluate({"it": encoder()}, ready(ArrayImages(str(arrays), batch_size=8)), tmp_path,
+                           protocols=["logistic"])
+    assert "logistic" in known.found["it"].scores
+    assert known.unwritten.startswith(f"the report could not be written to {tmp_path}")
+    assert not (tmp_path / "report.md").exists()
 
 
-def test_a_folder_that_cannot_be_is_refused_before_anything_is_measured(arrays, tmp_path):
+def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_measured(arrays, tmp_path):
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(OSError, match="out"):
+    with pytest.raises(ValueError, match="the report goes into a folder, and .*out is a file: name another"):
         suite.evaluate({}, ready(ArrayImages(str(arrays))), tmp_path / "out", protocols=["logistic"])
+
+
+def test_an_encoder_for_images_of_another_size_says_so_and_the_others_are_measured(arrays, tmp_path):
+    class Large(NarrowResNet):
+        def forward(self, images):
+            assert images.shape[-1] == 224, "images of 224 pixels alone"
+            return super().forward(images)
+
+    known = suite.evaluate({"large": Large(4, 2), "it": encoder()}, ready(ArrayImages(str(arrays))), tmp_path,
+                           protocols=["logistic"])
+    assert known.found.keys() == {"it"}
+    assert "does not take images of 16 pixels (images of 224 pixels alone" in known.failed["large"]
+
+
+@pytest.mark.parametrize("damaged", [["train/a/0.png"], ["test/b/1.png", "test/b/2.png"]])
+def test_images_that_cannot_be_read_are_counted_and_named_at_every_call(tmp_path, damaged):
+    folder_of(tmp_path / "images/train", a=8, b=8)
+    folder_of(tmp_path / "images/test", a=8, b=8)
+    for name in damaged:
+        (tmp_path / "images" / name).write_bytes(b"no image")
+    for _ in range(2):
+        images = ready(ImageFolder(str(tmp_path / "images"), evaluation_size=32, workers=0))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = suite.evaluate({"it": encoder()}, images, tmp_path / "out", protocols=["knn"]).found["it"]
+        which = "training" if "train" in damaged[0] else "test"
+        assert found.about["images"] == {"training": 16, "test": 16} | {which: 16 - len(damaged)}
+        said = f"{len(damaged)} of 16 {which} images, which could not be read, such as "
+        assert [sentence for sentence in found.left_out if sentence.startswith(said)]
+        assert damaged[0] in "".join(found.left_out)
+        assert f"{16 - len(damaged)} {which}" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be read as an image")
+def test_a_part_of_which_nothing_can_be_read_is_refused_in_a_sentence(tmp_path):
+    folder_of(tmp_path / "images/train", a=4, b=4)
+    folder_of(tmp_path / "images/test", a=4, b=4)
+    for file in (tmp_path / "images/test").rglob("*.png"):
+        file.write_bytes(b"no image")
+    images = ready(ImageFolder(str(tmp_path / "images"), evaluation_size=32, workers=0))
+    with pytest.raises(ValueError, match="none of the images can be read"):
+        suite.evaluate({"it": encoder()}, images, tmp_path / "out", protocols=["knn"])
+
+
+def test_queries_without_an_answer_are_left_out_aloud(arrays, tmp_path):
+    images = ready(ArrayImages(str(arrays)))
+    images.test.labels[:5] = 3
+    images.classes.append("new")
+    found = suite.evaluate({"it": encoder()}, images, tmp_path, protocols=["retrieval"]).found["it"]
+    assert len(found.scores["retrieval/map"].units) == 19
+    assert "retrieval: 5 of 24 queries, of whose class the training part has no image" in found.left_out
+
+
+def test_the_report_tells_by_what_the_grid_chose(measured):
+    notes = json.loads((measured[1] / "report.json").read_text())["encoders"]["first"]["notes"]["linear_grid"]
+    best = min(notes["held_out"], key=lambda cell: math.inf if cell["cross_entropy"] is None else cell["cross_entropy"])
+    assert {name: best[name] for name in notes["chosen"]} == notes["chosen"]
 
 
 def test_protocols_on_images_say_how_many_epochs_they_had(arrays, tmp_path):
     subject = encoder()
     before = {name: value.clone() for name, value in subject.state_dict().items()}
     found = suite.evaluate({"it": subject}, ready(ArrayImages(str(arrays), batch_size=8)), tmp_path,
-                           protocols=["linear_simclr", "finetune_simclr"], epochs=1)["it"]
+                           protocols=["linear_simclr", "finetune_simclr"], epochs=1).found["it"]
     assert found.scores.keys() == {"linear_simclr_1_epochs", "finetune_simclr_1_epochs"}
     assert all(torch.equal(value, before[name]) for name, value in subject.state_dict().items())
 
@@ -227,10 +295,16 @@ def test_feature_maps_are_probed_where_a_folder_of_masks_is_given(arrays, tmp_pa
     for split, listed in (("train", "0\n1\n2\n"), ("val", "3\n4\n5\n")):
         (root / f"ImageSets/Segmentation/{split}.txt").write_text(listed)
     found = suite.evaluate({"it": encoder()}, ready(ArrayImages(str(arrays))), tmp_path / "out", protocols=["health"],
-                           dense=root)["it"]
+                           dense=root).found["it"]
     classes = [found.scores[f"linear_dense/{name}"].value for name in ("dark", "bright")]
     assert found.scores["linear_dense"].value == pytest.approx(np.mean(classes))
     assert min(classes) > 0.6
+    for mask in (root / "SegmentationClass").iterdir():
+        Image.fromarray(np.full((48, 64), 255, np.uint8)).save(mask)
+    known = suite.evaluate({"it": encoder()}, ready(ArrayImages(str(arrays))), tmp_path / "out", protocols=["health"],
+                           dense=root).found["it"]
+    assert "linear_dense" not in known.scores
+    assert "linear_dense: no pixel of the masks has a class" in "".join(known.left_out)
     assert found.notes["linear_dense"]["size"] == (224, 288)
     assert (tmp_path / "out" / "masks.png").is_file()
 
@@ -275,7 +349,19 @@ def test_the_command_measures_two_encoders_and_prints_one_table(exported, arrays
     assert "one" in printed.splitlines()[0]
     assert "two - " in printed.splitlines()[0]
     assert "logistic" in printed
-    assert str(tmp_path / "out" / "report.md") in printed
+    assert "marks those larger than half of their 95 % interval" in printed
+    assert str(tmp_path / "out" / "version_0" / "report.md") in printed
+    before = (tmp_path / "out" / "version_0" / "report.json").read_text()
+    run(["evaluate", exported("one", 0), "--data", "ArrayImages", "--data.path", str(arrays),
+         "--output", str(tmp_path / "out"), "--protocols", "logistic"])
+    assert str(tmp_path / "out" / "version_1" / "report.md") in capsys.readouterr().out
+    assert (tmp_path / "out" / "version_0" / "report.json").read_text() == before
+
+
+def test_options_of_no_data_set_are_refused_with_the_way_out(exported, capsys):
+    with pytest.raises(SystemExit) as error:
+        run(["evaluate", exported("one", 0), "--data.root", "my_images"])
+    assert "name it, as in --data ImageFolder --data.root my_images" in str(error.value)
 
 
 def test_without_data_an_encoder_is_measured_on_the_images_of_its_own_run(exported, arrays, tmp_path, capsys):
@@ -294,7 +380,8 @@ def test_a_model_of_torchvision_is_measured_by_its_name(arrays, tmp_path, capsys
 
 @pytest.mark.parametrize(("given", "sentence"), [
     (["resnet51"], "there is no encoder resnet51: give an exported"),
-    (["nowhere/encoder.safetensors"], "nowhere/encoder.safetensors has no encoder.json beside it"),
+    (["nowhere/encoder.safetensors"], "there is no encoder nowhere/encoder.safetensors; a run leaves one"),
+    (["resnet18", "--device", "cuda:7"], "there is no cuda:7 on this machine: leave --device out"),
     (["nowhere/last.ckpt"], "no checkpoint at nowhere/last.ckpt"),
     (["resnet18=nowhere.pth"], "no weights at nowhere.pth"),
     (["resnet18", "--protocols", "knm"], "knm"),
@@ -312,6 +399,17 @@ def test_encoders_are_called_by_their_runs_as_far_as_that_tells_them_apart():
     twice = ["x/version_0/encoder.safetensors", "y/../x/version_0/encoder.safetensors"]
     assert name_of(twice[0], twice) == twice[0]
     assert name_of("resnet50=weights/resnet50.pth", both) == "resnet50"
+    assert name_of("resnet50", both) == "resnet50, untrained"
+    assert name_of("encoder.safetensors", both) == "encoder.safetensors"
+    assert name_of("checkpoints/last.ckpt", both) == "checkpoints/last.ckpt"
+
+
+def test_a_model_starts_from_safetensors_too(tmp_path):
+    from ssl_zoo.cli import read_encoder
+    weights = torchvision.models.resnet18().state_dict()
+    save_file(weights, tmp_path / "resnet18.safetensors")
+    encoder = read_encoder(f"resnet18={tmp_path / 'resnet18.safetensors'}")
+    assert torch.equal(encoder.backbone.conv1.weight, weights["conv1.weight"])
 
 
 def test_every_name_finds_its_encoder():

@@ -31,7 +31,10 @@ class ArrayImages(Images):
             train = resident(arrays["train_images"], arrays.get("train_labels"))
             test = resident(arrays["test_images"], arrays.get("test_labels")) if "test_images" in arrays else None
             names = [str(name) for name in arrays.get("classes", [])]
-        classes = names or [str(label) for label in range(int(train.labels.max()) + 1)]
+        largest = max(int(part.labels.max()) for part in (train, test) if part is not None)
+        if names and largest >= len(names):
+            raise ValueError(f"{self.path} names {len(names)} classes and has a label {largest}: name every class")
+        classes = names or [str(label) for label in range(largest + 1)]
         return train, test, classes
 
 

@@ -48,23 +48,29 @@ class Images(pl.LightningDataModule):
         return bool((self.train.labels >= 0).all())
 
     def setup(self, stage: str) -> None:
-        if self.loaded:
-            return
-        self.train, self.test, self.classes = self.load()
-        if self.train_images is not None:
-            self.train = self.train.subset(some(len(self.train), self.train_images))
-        self.loaded = True
+        if not self.loaded:
+            self.train, self.test, self.classes = self.load()
+            if self.train_images is not None:
+                self.train = self.train.subset(some(len(self.train), self.train_images))
+            self.loaded = True
+        if stage == "fit" and self.trainer is not None:
+            self.check_batches()
 
-    def train_dataloader(self) -> Loader:
+    def check_batches(self) -> None:
+        """Refuse batches that cannot be, before anything runs."""
         trainer: Any = self.trainer
-        augment = getattr(trainer.lightning_module, "augment", None)   # other modules than ours may train on them too
         sizes = distributed.gather(torch.tensor([self.batch_size], device=trainer.strategy.root_device)).tolist()
         if len(set(sizes)) > 1:
             raise ValueError(f"every process needs batches of one size, and these have {sizes}: give each the same "
                              "--data.batch_size")
         if sum(sizes) > len(self.train):
-            raise ValueError(f"a batch of {self.batch_size} on each of {world_size()} processes is larger than the "
-                             f"data set of {len(self.train)} images: lower --data.batch_size")
+            where = f" on each of {len(sizes)} processes" * (len(sizes) > 1)
+            raise ValueError(f"a batch of {self.batch_size}{where} is larger than the data set of {len(self.train)} "
+                             "images: lower --data.batch_size")
+
+    def train_dataloader(self) -> Loader:
+        trainer: Any = self.trainer
+        augment = getattr(trainer.lightning_module, "augment", None)   # other modules than ours may train on them too
         source = self.train = self.train.to(trainer.strategy.root_device)
         if augment is not None and augment.backend == "torchvision" and isinstance(source, Resident):
             source = source.as_files()

@@ -51,8 +51,11 @@ def read_segmentation(root: str | Path, split: str, size: tuple[int, int] | None
 
 def splits(root: str | Path) -> tuple[str, str]:
     """The parts to learn from and to test on: train, and test where it has masks to list, else val."""
-    lists = Path(root) / "ImageSets" / "Segmentation"
-    return "train", "test" if (lists / "test.txt").is_file() else "val"
+    root = Path(root)
+    if not (root / "ImageSets" / "Segmentation" / "test.txt").is_file():
+        return "train", "val"
+    masked = (root / "SegmentationClass" / f"{read_names(root, 'test')[0]}.png").is_file()   # Pascal VOC keeps its own
+    return "train", "test" if masked else "val"
 
 
 def common_size(root: str | Path, short: int = 224) -> tuple[int, int]:

@@ -40,6 +40,11 @@ class Resident:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def size(self) -> int:
+        """Side of the plain images, pixels; of other shapes, the width."""
+        return self.images.shape[-1]
+
     def subset(self, index: np.ndarray) -> "Resident":
         return Resident(self.images[torch.from_numpy(index)], self.labels[torch.from_numpy(index)])
 
@@ -66,7 +71,7 @@ class Resident:
 
     def as_files(self) -> "Files":
         """The same images one by one, for workers that draw their views."""
-        return Files(self.read, [f"image {i}" for i in range(len(self))], self.labels.cpu(), self.images.shape[-1])
+        return Files(self.read, [f"image {i}" for i in range(len(self))], self.labels.cpu(), self.size)
 
 
 class Files:

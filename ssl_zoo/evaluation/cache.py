@@ -12,11 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ssl_zoo.encoders import Encoder
+from ssl_zoo.encoders import Encoder, evaluation_mode
 from ssl_zoo.evaluation.features import Features
 
 
-@torch.no_grad()
 def extract(encoder: Encoder, batches: Iterable[Any], half: bool = False) -> Features:
     """What `encoder` makes of plain batches (uint8 images [B, 3, H, W], labels, places), in the order of the places.
 
@@ -25,18 +24,22 @@ def extract(encoder: Encoder, batches: Iterable[Any], half: bool = False) -> Fea
     Args:
         half: keep them in float16.
     """
-    encoder.eval()
     device = encoder.mean.device
     rows: list[Tensor] = []
     labels, places = [], []
-    with torch.autocast(device.type, enabled=False):
+    with evaluation_mode(encoder):
         for images, some_labels, some_places in batches:
-            rows.append(encoder(images.to(device)).to(torch.float16 if half else torch.float32).cpu())
-            labels.append(some_labels.cpu())
-            places.append(some_places.cpu())
-    x, all_places = torch.cat(rows), torch.cat(places)
-    order = all_places.argsort()
-    return Features(x[order], torch.cat(labels)[order], all_places[order])
+            if len(images):                                  # none of a batch of damaged files
+                rows.append(encoder(images.to(device)).to(torch.float16 if half else torch.float32).cpu())
+                labels.append(some_labels.cpu())
+                places.append(some_places.cpu())
+    if not rows:
+        raise ValueError("none of the images can be read: are they images?")
+    found = Features(torch.cat(rows), torch.cat(labels), torch.cat(places))
+    if (found.places.diff() > 0).all():
+        return found                                         # sorting would copy gigabytes
+    order = found.places.argsort()
+    return Features(*(column[order] for column in found))
 
 
 def check_finite(features: Features, names: Sequence[str]) -> None:

@@ -35,7 +35,7 @@ LINES = ("-", "--", ":", "-.", (0, (7, 2, 1, 2, 1, 2)), (0, (1, 4)))
 REST = "#BBBBBB"                            # what has no class, or none that is shown
 POINTS = 2000                               # of a map of features
 CLASSES = 20                                # with a colour, a name and numbers each; of more, a choice
-CELL = re.compile(r"lowshot/(.+)_(\d+\.?\d*)(%?)")
+CELL = re.compile(r"lowshot/(\d+\.?\d*)(%?)/(\w+)")
 
 
 def picture(figure: Figure) -> Image.Image:
@@ -244,14 +244,14 @@ def learning_curves(columns: Mapping[str, Mapping[str, Score]], title: str) -> F
     """Accuracy by labels per class, and beside it by percent of all labels: mean and deviation over the draws.
 
     Args:
-        columns: for each encoder its scores by name; drawn are lowshot/<classifier>_<labels per class> and
-            lowshot/<classifier>_<percent>%.
+        columns: for each encoder its scores by name; drawn are lowshot/<labels per class>/<classifier> and
+            lowshot/<percent>%/<classifier>.
         title: of the chart.
     """
-    cells = [Cell(encoder, found[1], float(found[2]), bool(found[3]), score) for encoder, scores in columns.items()
+    cells = [Cell(encoder, found[3], float(found[1]), bool(found[2]), score) for encoder, scores in columns.items()
              for name, score in scores.items() if (found := CELL.fullmatch(name))]
     if not cells:
-        raise ValueError("no score is called lowshot/<classifier>_<labels>: measure from few labels first")
+        raise ValueError("no score is called lowshot/<labels>/<classifier>: measure from few labels first")
     curves = list(dict.fromkeys(cell[:2] for cell in cells))
     encoders, classifiers = (list(dict.fromkeys(column)) for column in zip(*curves, strict=True))
     looks = {curve: {"color": COLOURS[classifiers.index(curve[1]) % len(COLOURS)],

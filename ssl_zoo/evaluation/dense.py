@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_zoo.encoders import Encoder
+from ssl_zoo.encoders import Encoder, evaluation_mode
 from ssl_zoo.evaluation.linear import Head
 from ssl_zoo.schedules import cosine
 
@@ -54,17 +54,11 @@ def mean_iou(confusion: Tensor) -> IoU:
     return IoU(iou, iou.nanmean().item())
 
 
-@torch.no_grad()
 def encode_maps(encoder: Encoder, images: Tensor, batch: int = 32) -> Tensor:
     """Feature maps [N, D, h, w] float32 of `images`, where those are: in evaluation mode and without autocast."""
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
     device = encoder.mean.device
-    with torch.autocast(device.type, enabled=False):
-        maps = [encoder.maps(some.to(device)).float().to(images.device) for some in images.split(batch)]
-    for module, mode in modes:
-        module.training = mode
-    return torch.cat(maps)
+    with evaluation_mode(encoder):
+        return torch.cat([encoder.maps(some.to(device)).float().to(images.device) for some in images.split(batch)])
 
 
 def dense_linear(train_maps: Tensor, train_masks: Tensor, test_maps: Tensor, test_masks: Tensor, classes: int, *,
@@ -82,8 +76,7 @@ def dense_linear(train_maps: Tensor, train_masks: Tensor, test_maps: Tensor, tes
         lr: of Adam at the first step.
         seed: of the order of the images.
     """
-    for maps, masks in ((train_maps, train_masks), (test_maps, test_masks)):
-        check(maps, masks, classes)
+    check(test_maps, test_masks, classes)      # before the training
     head = train_dense_head(train_maps, train_masks, classes, epochs=epochs, batch=batch, lr=lr, seed=seed)
     return dense_iou(head, test_maps, test_masks, classes, batch)
 
@@ -118,6 +111,7 @@ def check_range(labels: Tensor, classes: int) -> None:
 def train_dense_head(maps: Tensor, masks: Tensor, classes: int, *, epochs: int = 10, batch: int = 16, lr: float = 0.05,
                      seed: int = 0) -> Head:
     """A head for the cells of `maps`, learnt from the pixels of `masks`. The run's random numbers are not touched."""
+    check(maps, masks, classes)
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(maps.device.type, enabled=False):
         head = Head(*channel_statistics(maps), classes)
         optimizer = torch.optim.Adam(head.parameters(), lr)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_zoo.evaluation.classifiers import moments
 from ssl_zoo.evaluation.features import Features
 from ssl_zoo.evaluation.linear import Head
 from ssl_zoo.evaluation.score import Score
@@ -100,12 +101,8 @@ def hold_out(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation, each [2, D]: 0 and 1, which leave features as they are, then those of `x` [N, D].
-
-    The deviation of a feature that never changes but by rounding is infinite: divided by it, it says nothing.
-    """
-    std, mean = torch.std_mean(x, 0, correction=0)
-    std = std.where(std > 1e-6 * mean.abs(), torch.inf)
+    """Mean and deviation, each [2, D]: 0 and 1, which leave features as they are, then those of `x` [N, D]."""
+    mean, std = (values.to(x.dtype) for values in moments(x))
     return torch.stack([torch.zeros_like(mean), mean]), torch.stack([torch.ones_like(std), std])
 
 

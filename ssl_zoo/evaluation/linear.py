@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_zoo.evaluation.classifiers import moments
 from ssl_zoo.evaluation.features import FeatureCallback, Features
+from ssl_zoo.evaluation.score import Score
 from ssl_zoo.schedules import cosine
 
 
@@ -36,8 +38,8 @@ def train_head(train: Features, classes: int, *, epochs: int, batch: int = 256, 
     augmentation. Its shuffle has a generator of its own, so the run's random numbers stay where they are.
     """
     x, labels = train.x, train.labels
-    std = x.std(0, correction=0)
-    head = Head(x.mean(0), torch.where(std > 1e-6, std, torch.ones_like(std)), classes)
+    mean, std = moments(x)
+    head = Head(mean.float(), std.float(), classes)
     optimizer = torch.optim.SGD(head.parameters(), lr, momentum=0.9, nesterov=True)
     generator = torch.Generator().manual_seed(0)
     steps_per_epoch = -(-len(x) // batch)
@@ -73,13 +75,16 @@ class LinearProbe(FeatureCallback):
         return "linear_cached" if self.epochs == 90 else f"linear_cached_{self.epochs}_epochs"
 
     def measure(self, train: Features, test: Features) -> dict[str, float]:
+        return {self.protocol: self.score(train, test).value}
+
+    def score(self, train: Features, test: Features) -> Score:
+        """Of each test image, whether it is right."""
         classes = int(torch.maximum(train.labels.max(), test.labels.max())) + 1
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(train.x.device.type, enabled=False):
             head = train_head(Features(*(part.clone() for part in train)), classes, epochs=self.epochs)
         self.head = head.state_dict()
         with torch.no_grad():
-            accuracy = (head(test.x).argmax(-1) == test.labels).float().mean().item()
-        return {self.protocol: accuracy}
+            return Score((head(test.x).argmax(-1) == test.labels).double(), "image")
 
     def state_dict(self) -> dict[str, Any]:
         return {"head": self.head, "latest": self.latest}

@@ -31,7 +31,7 @@ def lowshot(train: Features, test: Features, names: Sequence[str] = ()) -> tuple
         names: of the classes, for the sentences.
 
     Returns:
-        Scores by name: lowshot/knn_5 from 5 labels per class, lowshot/knn_1% from 1 % of the labels.
+        Scores by name: lowshot/5/knn from 5 labels per class, lowshot/1%/knn from 1 % of the labels.
     """
     require_finite(train.x, "train features")
     require_finite(test.x, "test features")
@@ -59,7 +59,7 @@ def lowshot(train: Features, test: Features, names: Sequence[str] = ()) -> tuple
             rows = draw(train.labels, wanted, seed).to(train.x.device)
             for name, predicted in predictions(train.x[rows].float(), train.labels[rows]):
                 units[name].append((predicted == test.labels).double().mean().cpu())
-        scores.update({f"lowshot/{name}_{size}": Score(torch.stack(shares), "draw") for name, shares in units.items()})
+        scores.update({f"lowshot/{size}/{name}": Score(torch.stack(shares), "draw") for name, shares in units.items()})
     return scores, left_out
 
 

@@ -57,7 +57,8 @@ class Neighbours(FeatureCallback):
             loader = loaders[part] if isinstance(loaders, list) else loaders
             return loader.image(place) if hasattr(loader, "image") else loader.dataset[place][0]
 
-        picture = neighbour_sheet(found, image, getattr(datamodule, "classes", []))
+        who = "untrained encoder: " if trainer.sanity_checking else f"epoch {trainer.current_epoch + 1}: "
+        picture = neighbour_sheet(found, image, getattr(datamodule, "classes", []), who)
         publish(picture, "neighbours", folder, trainer.logger, trainer.global_step)
 
 
@@ -77,15 +78,16 @@ def at(part: int, features: Features, row: int) -> Found:
 
 
 def neighbour_sheet(rows: Sequence[Sequence[Found]], image: Callable[[int, int], Tensor],
-                    classes: Sequence[str]) -> Image.Image:
+                    classes: Sequence[str], who: str = "") -> Image.Image:
     """A row for each query, which stands left of its neighbours; those of another class are crossed.
 
     Args:
         rows: as `find_neighbours` returns them.
         image: from part and place to [3, H, W], uint8 or float in [0, 1].
         classes: names by label, none where there are no labels.
+        who: the heading starts with it.
     """
-    heading = f"left: query; right: its {NEIGHBOURS} nearest training images, nearest first"
+    heading = f"{who}left: query; right: its {NEIGHBOURS} nearest training images, nearest first"
     heading += "; those of another class are crossed" * bool(classes)
     return sheet([[Tile(image(part, place), classes[label] if 0 <= label < len(classes) else "",
                         wrong=min(label, row[0].label) >= 0 and label != row[0].label) for part, place, label in row]

@@ -10,7 +10,9 @@ import yaml
 from torch import Tensor
 
 from ssl_zoo.distributed import run_folder
+from ssl_zoo.evaluation import summary
 from ssl_zoo.evaluation.features import FeatureCallback, Features
+from ssl_zoo.evaluation.score import number
 from ssl_zoo.export import save_encoder
 from ssl_zoo.method import Batch, Method
 
@@ -33,6 +35,10 @@ class Report(pl.Callback):
         self.columns: dict[str, dict[str, float]] = {}
         self.pixels: dict[int, list[Features]] = {}
         self.size: int | None = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch + 1 == trainer.max_epochs and trainer.check_val_every_n_epoch:
+            trainer.check_val_every_n_epoch = 1   # the last epoch is evaluated, whatever the recipe's rhythm
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch,
                                 batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -64,7 +70,8 @@ class Report(pl.Callback):
         folder = run_folder(trainer)
         if not trainer.is_global_zero or folder is None or not trainer.global_step:
             return
-        metrics = self.columns.get(epoch(trainer.current_epoch), {})   # an earlier epoch's are not this one's
+        now = epoch(trainer.current_epoch)
+        metrics = self.columns.get(now, {})   # an earlier epoch's are not this one's
         path = save_encoder(pl_module.evaluated, folder / "encoder", size=self.size, metrics=metrics,
                             recipe=whole_recipe(folder, pl_module))
         text = table({name: self.columns[name] for name in self.shown()}) + highest(self.columns)
@@ -72,6 +79,8 @@ class Report(pl.Callback):
         left = {"checkpoints": folder / "checkpoints", "exported encoder": path, "TensorBoard": folder,
                 "augmented views": folder / "views.png", "nearest neighbours": folder / "neighbours.png"}
         print("\n" + text)
+        if not metrics:
+            print(f"{now} was not evaluated: ssl-zoo evaluate {path}\n")
         print("\n".join(f"{name:20}{place}" for name, place in left.items() if place.exists()))
 
     def shown(self) -> list[str]:
@@ -102,20 +111,11 @@ def merge(numbers: Any) -> dict[str, float]:
 
 
 def table(columns: dict[str, dict[str, float]]) -> str:
-    """A line for each protocol, a column for each encoder: accuracies in percent, other numbers as they are."""
-    protocols = list(dict.fromkeys(name for numbers in columns.values() for name in numbers))
-    if not protocols:
+    """A line for each protocol, a column for each encoder."""
+    if not any(columns.values()):
         return "no evaluation ran\n"
-
-    def cell(numbers: dict[str, float], name: str) -> str:
-        if name not in numbers:
-            return "-"
-        return f"{numbers[name]:.2f}" if name.startswith("health/") else f"{100 * numbers[name]:.1f} %"
-
-    lines = [f"{'':20}" + "".join(f"{name:>20}" for name in columns)]
-    lines += [f"{name:20}" + "".join(f"{cell(numbers, name):>20}" for numbers in columns.values())
-              for name in protocols]
-    return "\n".join(lines) + "\n"
+    return summary.as_text(summary.rows({name: {protocol: number(value) for protocol, value in numbers.items()}
+                                         for name, numbers in columns.items()}, differences=False))
 
 
 def highest(columns: dict[str, dict[str, float]]) -> str:
