@@ -252,7 +252,8 @@ def from_health(s: Subject, found: Found) -> None:
         found.scores[f"health/{name}_mean"] = number(cosines.mean)
         found.scores[f"health/{name}_variance"] = number(cosines.variance)
     positives, negatives = (side.counts.cpu() for side in pairs)
-    found.pictures["similarities"] = charts.similarity_histogram(positives, negatives, EDGES, s.name)
+    found.pictures["similarities"] = charts.similarity_histogram(positives, negatives, EDGES,
+                                                                 f"{s.name}: cosine of the features of two views")
 
 
 def on_images(protocol: Any, recipe: augmented.Recipe) -> Callable[[Subject, Found], None]:

@@ -391,7 +391,7 @@ def test_the_best_epoch_is_named_apart_from_the_last_and_is_never_the_untrained_
                "epoch 1": {"knn": 0.5, "health/rankme": 9.0}, "epoch 2": {"knn": 0.625, "probe": 0.25},
                "epoch 3": {"knn": 0.625, "probe": 0.125, "health/rankme": 8.0}}
     assert highest(columns).endswith("no result: knn 62.5 % (epoch 2), probe 25.0 % (epoch 2)\n")
-    assert highest(columns).startswith("highest of 3 evaluations, chosen by the test part")
+    assert highest(columns).startswith("\nhighest of 3 evaluations, chosen by the test part")
 
 
 @pytest.mark.parametrize("columns", [{}, {"untrained encoder": {"knn": 0.1}, "epoch 9": {"knn": 0.2}},

@@ -130,4 +130,4 @@ def highest(columns: dict[str, dict[str, float]]) -> str:
         values = {column: numbers[name] for column, numbers in epochs.items() if name in numbers}
         best = max(values, key=values.__getitem__)
         found.append(f"{name} {100 * values[best]:.1f} % ({best})")
-    return f"highest of {len(epochs)} evaluations, chosen by the test part and so no result: {', '.join(found)}\n"
+    return f"\nhighest of {len(epochs)} evaluations, chosen by the test part and so no result: {', '.join(found)}\n"

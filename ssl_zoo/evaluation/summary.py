@@ -52,8 +52,8 @@ def describe(names: Sequence[str]) -> dict[str, str]:
     return {key: PROTOCOLS[key] for key in dict.fromkeys(map(start, names))}
 
 
-LEGEND = ("± is half of the 95 % interval over test images or episodes, and for `lowshot/` the deviation over draws. A "
-          "difference is taken image by image, draw by draw; * marks those larger than half of their 95 % interval.\n")
+LEGEND = ("± is half of the 95 % interval over test images or episodes, and for `lowshot/` the deviation over draws.\n"
+          "A difference is taken image by image, draw by draw; * marks those larger than half of their 95 % interval.\n")
 
 
 def rows(scores: Mapping[str, Mapping[str, Score]], differences: bool = True) -> list[list[str]]:
