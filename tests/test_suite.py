@@ -349,7 +349,7 @@ def test_the_command_measures_two_encoders_and_prints_one_table(exported, arrays
     assert "one" in printed.splitlines()[0]
     assert "two - " in printed.splitlines()[0]
     assert "logistic" in printed
-    assert "marks those larger than half of their 95 % interval" in printed
+    assert "marks one larger than half of its 95 % interval" in printed
     assert str(tmp_path / "out" / "version_0" / "report.md") in printed
     before = (tmp_path / "out" / "version_0" / "report.json").read_text()
     run(["evaluate", exported("one", 0), "--data", "ArrayImages", "--data.path", str(arrays),

@@ -53,7 +53,7 @@ def describe(names: Sequence[str]) -> dict[str, str]:
 
 
 LEGEND = ("± is half of the 95 % interval over test images or episodes, and for `lowshot/` the deviation over draws.\n"
-          "A difference is taken image by image, draw by draw; * marks those larger than half of their 95 % interval.\n")
+          "A difference is taken image by image, draw by draw; * marks one larger than half of its 95 % interval.\n")
 
 
 def rows(scores: Mapping[str, Mapping[str, Score]], differences: bool = True) -> list[list[str]]:
