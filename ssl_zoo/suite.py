@@ -97,8 +97,9 @@ def evaluate(encoders: Mapping[str, Encoder], data: Images, folder: Path, *, pro
         epochs: of linear_simclr and finetune_simclr, whose names then say so.
         half: keep the features in float16.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"the report goes into a folder, and {folder} is a file: name another")
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        raise ValueError(f"the report goes into a folder, and {there} is a file: name another")
     folder.mkdir(parents=True, exist_ok=True)        # what cannot be, is said before hours of work
     masks = read_dense(dense) if dense is not None else None
     parts = data.val_dataloader()

@@ -208,10 +208,11 @@ def test_a_report_that_cannot_be_written_leaves_the_numbers(arrays, tmp_path):
     assert not (tmp_path / "report.md").exists()
 
 
-def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_measured(arrays, tmp_path):
+@pytest.mark.parametrize("place", ["out", "out/version_0"])
+def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_measured(arrays, tmp_path, place):
     (tmp_path / "out").write_text("a file")
     with pytest.raises(ValueError, match="the report goes into a folder, and .*out is a file: name another"):
-        suite.evaluate({}, ready(ArrayImages(str(arrays))), tmp_path / "out", protocols=["logistic"])
+        suite.evaluate({}, ready(ArrayImages(str(arrays))), tmp_path / place, protocols=["logistic"])
 
 
 def test_an_encoder_for_images_of_another_size_says_so_and_the_others_are_measured(arrays, tmp_path):
