@@ -196,13 +196,13 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 def read_encoder(given: str) -> encoders.Encoder:
     """An encoder by its file, its checkpoint, or its name, with weights from a file after an equals sign."""
-    if given.endswith(".ckpt"):
-        checkpoint = check_whole(Path(given))
+    name, weights = name_and_weights(given)
+    if name.endswith(".ckpt"):
+        checkpoint = check_whole(Path(name))
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         return load_method(checkpoint, content.get("hyper_parameters", {})).evaluated
-    name, _, weights = given.partition("=")
-    if not weights and (files(given)[1].is_file() or given.endswith(".safetensors")):
-        return load_encoder(given)
+    if files(name)[1].is_file() or name.endswith(".safetensors"):
+        return load_encoder(name)
     kind = encoders.named(name)
     if kind is None:
         raise ValueError(f"there is no encoder {given}: give an exported encoder's .safetensors, a .ckpt, or the name "
@@ -210,15 +210,23 @@ def read_encoder(given: str) -> encoders.Encoder:
     return kind(weights=weights or None)
 
 
+def name_and_weights(given: str) -> tuple[str, str]:
+    """What stands before and after an equals sign, unless it is part of a path, as in epoch=1-step=14.ckpt."""
+    if Path(given).is_file() or files(given)[0].is_file():
+        return given, ""
+    name, _, weights = given.partition("=")
+    return name, weights
+
+
 def name_of(given: str, others: Sequence[str]) -> str:
     """A column's heading: the run's folder for what a run has left, as far as it tells the encoders apart."""
     def short(one: str) -> str:
-        name = one.partition("=")[0]
+        name, weights = name_and_weights(one)
         path = Path(name)
         generic = ("checkpoints", "encoder", "last", "runs", "/")
         parts = [part for part in path.with_suffix("").parts if part not in generic]
         if len(path.parts) == 1 and not path.suffix:
-            return name if "=" in one else f"{name}, untrained"
+            return name if weights else f"{name}, untrained"
         return "/".join(parts[-2:]) or name
     return short(given) if [short(other) for other in others].count(short(given)) <= 1 else given
 

@@ -405,6 +405,15 @@ def test_encoders_are_called_by_their_runs_as_far_as_that_tells_them_apart():
     assert name_of("checkpoints/last.ckpt", both) == "checkpoints/last.ckpt"
 
 
+def test_an_equals_sign_in_a_path_is_no_weights(exported, tmp_path, monkeypatch):
+    from ssl_zoo.cli import read_encoder
+    monkeypatch.chdir(tmp_path)
+    path = exported("lr=0.1/encoder", 0).removeprefix(f"{tmp_path}/")
+    assert path == "lr=0.1/encoder.safetensors"
+    assert name_of(path, [path]) == "lr=0.1"
+    assert torch.equal(read_encoder(path).backbone.conv1.weight, encoder().backbone.conv1.weight)
+
+
 def test_a_model_starts_from_safetensors_too(tmp_path):
     from ssl_zoo.cli import read_encoder
     weights = torchvision.models.resnet18().state_dict()
