@@ -5,9 +5,11 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytorch_lightning as pl
 from PIL import Image
 from record import ROOT, data, record
 
@@ -33,10 +35,12 @@ def unpack(folder: Path, train: int) -> Path:
     return path
 
 
-def run(path: Path, seed: int, folder: str, extra: list[str], recipe: Path = RECIPE) -> dict:
+def run(path: Path, seed: int, folder: str, extra: list[str], recipe: Path = RECIPE,
+        callbacks: Sequence[pl.Callback] = ()) -> dict:
     start = time.perf_counter()
     cli = Cli(["--config", str(recipe), "--seed_everything", str(seed), "--trainer.logger.save_dir", folder,
                "--data", "ArrayImages", "--data.path", str(path), "--data.train_images", "null", *extra], run=False)
+    cli.trainer.callbacks.extend(callbacks)
     cli.trainer.fit(cli.model, cli.datamodule)
     report = next(callback for callback in cli.trainer.callbacks if isinstance(callback, Report))
     return {"seed": seed, "steps": cli.trainer.global_step, "seconds": round(time.perf_counter() - start),
