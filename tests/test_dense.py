@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from ssl_zoo.data import read_segmentation
+from ssl_zoo.data.segmentation import splits
 from ssl_zoo.encoders import NarrowResNet
 from ssl_zoo.evaluation.dense import (
     channel_statistics,
@@ -254,6 +255,15 @@ def write_voc(root, masks, classes="0 sky\n1 road\n255 void\n", images=None, mod
 
 
 MASKS = {"b": [[0, 1, 255], [1, 1, 0]], "a": [[0, 0, 0], [1, 255, 1]]}
+
+
+@pytest.mark.parametrize(("listed", "test"), [(None, "val"), ("a\n", "test"), ("2008_000006\n", "val")])
+def test_the_test_part_is_that_whose_masks_are_there(tmp_path, listed, test):
+    """Pascal VOC lists a test part whose masks it keeps to itself."""
+    root = write_voc(tmp_path / "voc", MASKS)
+    if listed:
+        (root / "ImageSets/Segmentation/test.txt").write_text(listed)
+    assert splits(root) == ("train", test)
 
 
 @pytest.mark.parametrize("mode", ["P", "L"])

@@ -240,6 +240,13 @@ def test_similarities_of_features_that_are_not_finite_are_no_numbers():
         assert math.isnan(found.variance)
 
 
+def test_one_image_has_positives_and_its_negatives_are_no_numbers():
+    found = similarities(torch.ones(1, 3), torch.ones(1, 3))
+    assert found.positives.mean == pytest.approx(1)
+    assert math.isnan(found.negatives.mean)
+    assert found.negatives.counts.sum() == 0
+
+
 def test_opposite_views_fall_into_the_first_bin():
     x = normal(30, 5).float()
     assert similarities(x, -x).positives.counts[0] == 30

@@ -26,7 +26,7 @@ class Distribution(NamedTuple):
     """Of cosines."""
 
     counts: Tensor   # [BINS] int64
-    mean: float
+    mean: float      # NaN where there are no pairs
     variance: float
 
 
@@ -131,7 +131,9 @@ def tally(cosines: Tensor) -> Tensor:
 
 def distribution(tally: Tensor) -> Distribution:
     counts, (total, squares) = tally[:BINS].long(), tally[BINS:].tolist()
-    pairs = max(1, int(counts.sum()))
+    pairs = int(counts.sum())
+    if not pairs:
+        return Distribution(counts, math.nan, math.nan)
     mean = total / pairs
     return Distribution(counts, mean, max(squares / pairs - mean ** 2, 0.0))
 
