@@ -3,8 +3,9 @@
     python benchmarks/cifar10.py [--epochs 20] [--every 5] [RECIPE ...] [-- OPTION ...]
 
 All of simclr, moco, swav, dcl, dclw, mochi and amcl where no name is given, seed 0, bfloat16; what stands behind --
-goes to ssl-zoo fit. Each recipe's figures are recorded when it ends, the others' stay as they were. The schedule is that
-of the epochs asked for. The images are the pack's, re-encoded as JPEG, so that figures are a little below the published.
+goes to ssl-zoo fit. Each recipe's figures are recorded when it ends, the others' stay as they were. The schedule is
+that of the epochs asked for. The images are the pack's, re-encoded as JPEG, so that figures are a little below the
+published.
 """
 
 import argparse
