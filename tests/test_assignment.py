@@ -239,7 +239,6 @@ def test_sinkhorn_refuses_what_it_cannot_balance_in_a_sentence(shape, epsilon, i
 
 
 def one_process(rank, port, folder):
-    torch.set_num_threads(1)
     limit = timedelta(seconds=SECONDS)
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=limit)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES, timeout=limit)

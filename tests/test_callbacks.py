@@ -191,7 +191,6 @@ def of_one_process(rank):
 
 
 def one_process(rank, folder, arrays):
-    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     # what a cluster tells each of its processes, so that Lightning joins the group and starts none of its own
     os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(PROCESSES), MASTER_ADDR="127.0.0.1",

@@ -133,7 +133,6 @@ def losses_and_gradients(build, rank=None):
 
 
 def one_process(rank, port, folder, builds):
-    torch.set_num_threads(1)
     limit = timedelta(seconds=SECONDS)
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=limit)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES, timeout=limit)
@@ -278,15 +277,6 @@ def check_compiled(build, backend):
     assert torch.allclose(found[0][0], found[1][0], rtol=1e-5, atol=1e-6)
     for gradient, gradient_there in zip(found[0][1], found[1][1], strict=True):
         assert torch.allclose(gradient, gradient_there, rtol=1e-4, atol=1e-5 * max(1, gradient.abs().max().item()))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small are slower on two threads, and many times slower where others keep the cores busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -161,7 +161,6 @@ PROCESSES, IMAGES, SECONDS = 2, 7, 240
 
 def one_process(rank, folder):
     """This process's share of the images of two parts: 4 of them in two batches, or 3 in one."""
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=PROCESSES)
     done = Pass()
     for part in range(2):

@@ -362,7 +362,6 @@ def refusal(rows):
 
 
 def one_process(rank, port, folder):
-    torch.set_num_threads(1)
     limit = timedelta(seconds=SECONDS)
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=limit)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES, timeout=limit)

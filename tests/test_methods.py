@@ -39,7 +39,7 @@ from ssl_zoo.methods.pixpro import pixel_consistency
 from ssl_zoo.mixing import draw_mixture
 from ssl_zoo.views import Key, View, ViewSpec
 from tests.conftest import MULTI_CROP, same, small, state, trainer
-from tests.test_contract import batches, one_thread, seeded, share  # noqa: F401
+from tests.test_contract import batches, seeded, share
 from tests.test_losses import FEW, QUEUE, TOY, TOY_TOO, WIDE, written_out_nt_xent
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log.*", "ignore:the loss of .* sits at")

@@ -21,15 +21,6 @@ SPEC = ViewSpec(size=16, count=100, flip=0.4, vertical_flip=0.3, jitter=0.8, gra
 LIVELY = {"vertical_flip": 0.5, "jitter": 0.8, "gray": 0.3, "blur": 0.5, "solarize": 0.3}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """A loader's worker has one, and small images are slow by two where another process wants the second core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def pictures(count, rows, columns, seed=0):
     """Bytes [count, 3, rows, columns] with slow colours and finer ones on them, some of them cut off at the ends."""
     generator = torch.Generator().manual_seed(seed)
