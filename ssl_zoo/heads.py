@@ -140,3 +140,7 @@ class Prototypes(nn.Module):
         with torch.autocast(projections.device.type, enabled=False):
             projections = projections.to(torch.promote_types(projections.dtype, torch.float32))
             return F.normalize(projections, dim=-1) @ self.weight.to(projections.dtype).T
+
+    def used(self, scores: Tensor) -> Tensor:
+        """[]: share of the prototypes that are the nearest one of some row of `scores` [B, K]."""
+        return scores.new_zeros(len(self.weight)).index_fill(0, scores.argmax(1), 1).mean()

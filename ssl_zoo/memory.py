@@ -1,6 +1,7 @@
 """What a method remembers between steps without a gradient: a queue of keys and averaged weights."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ class Queue(nn.Module):
         self.register_buffer("index", torch.full((size,), -1))
         self.register_buffer("head", torch.tensor(0))
         self.register_buffer("filled", torch.tensor(0))
+        self.known_full = False
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, index: Tensor) -> None:
@@ -62,6 +64,19 @@ class Queue(nn.Module):
             raise ValueError(f"a batch of {batch} keys does not fit a queue of {size}: make the queue longer, or the "
                              "batch, counted over all processes, smaller")
         return batch
+
+    def share(self) -> Tensor:
+        """The keys of which this process takes care where the processes share the work, [about size / processes, D]."""
+        return self.keys[distributed.rank()::distributed.world_size()]
+
+    def full(self) -> bool:
+        """Whether no key is random any more; when that is so once, the device is not asked again."""
+        self.known_full = self.known_full or bool(self.filled == len(self.keys))
+        return self.known_full
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.known_full = False
 
     def snapshot(self) -> Tensor:
         """[size, D]: a copy of the keys, for a loss; `enqueue` changes the keys in place, which its gradient cannot."""

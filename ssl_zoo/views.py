@@ -6,6 +6,7 @@ draws, and a crop may be cut on the device or by a data loader's worker.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -170,6 +171,11 @@ class Augmentation:
     def finish(self, images: Tensor) -> Tensor:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return images.to(self.dtype, memory_format=layout)
+
+
+def by_size(views: Sequence[View]) -> list[Tensor]:
+    """The images of neighbouring views of one size together, to pass an encoder at once: [views * B, 3, H, W] each."""
+    return [torch.cat(list(group)) for _, group in itertools.groupby((view.images for view in views), key=Tensor.size)]
 
 
 def check_images(images: Tensor) -> None:

@@ -124,6 +124,18 @@ def test_a_queue_is_whole_in_its_state_and_goes_on_from_it_as_if_never_stopped()
     assert same(state(first), state(second))
 
 
+def test_a_queue_is_full_once_no_key_is_random_and_no_more_after_a_reload():
+    queue, found = Queue(6, 3), []
+    start = state(queue)
+    for _ in range(4):
+        found.append(queue.full())
+        queue.enqueue(torch.zeros(2, 3), torch.arange(2))
+    assert found == [False, False, False, True]
+    queue.load_state_dict(start)
+    assert not queue.full()
+    assert torch.equal(queue.share(), queue.keys)
+
+
 def test_a_queue_never_waits_for_the_device():
     queue = Queue(5, 3).to("meta")                    # tensors without values: to read one is an error
     for _ in range(2):

@@ -1,4 +1,3 @@
-import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -8,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_zoo import distributed
 from ssl_zoo.assignment import sinkhorn
 from ssl_zoo.heads import Prototypes, mlp
 from ssl_zoo.losses import check_temperature, unit
 from ssl_zoo.memory import Queue
 from ssl_zoo.method import Batch, Method
+from ssl_zoo.views import by_size
 
 
 class SwAV(Method):
@@ -43,42 +42,31 @@ class SwAV(Method):
         self.prototypes = Prototypes(projector[-1], prototypes)
         self.queues = nn.ModuleList(Queue(queue, projector[-1]) for _ in self.globals if queue)
         self.temperature, self.epsilon, self.iterations = check_temperature(temperature), epsilon, sinkhorn_iterations
-        self.queue_start, self.freeze_steps, self.full = queue_start, freeze_steps, False
+        self.queue_start, self.freeze_steps = queue_start, freeze_steps
 
     def training_loss(self, batch: Batch) -> Tensor:
         self.prototypes.normalize()
-        z = self.project(batch)                                                                    # V x [B, D]
+        features = torch.cat([self.encoder(images) for images in by_size(batch.views)])
+        z = self.projector(features).chunk(len(batch.views))       # V x [B, D]; its BatchNorm sees every crop at once
         scores = [self.prototypes(z_v) for z_v in z]                                               # V x [B, K]
         codes = [self.codes(i, z[g], scores[g], batch.index) for i, g in enumerate(self.globals)]  # G x [B, K]
-        nearest = torch.cat([scores[g].argmax(1) for g in self.globals])           # the codes, being balanced, use all
-        used = scores[0].new_zeros(scores[0].shape[1]).index_fill(0, nearest, 1)                   # [K]
-        self.log("prototypes/used", used.mean(), batch_size=len(batch.index))
+        used = self.prototypes.used(torch.cat([scores[g] for g in self.globals]))  # the codes, being balanced, use all
+        self.log("prototypes/used", used, batch_size=len(batch.index))
         return torch.stack([F.cross_entropy(scores[v] / self.temperature, code)                    # eq. (2)
                             for g, code in zip(self.globals, codes, strict=True)
                             for v in range(len(scores)) if v != g]).mean()
 
-    def project(self, batch: Batch) -> list[Tensor]:
-        """Views of one size pass the encoder together, and all the projector: its BatchNorm sees every crop."""
-        sizes = itertools.groupby((view.images for view in batch.views), key=Tensor.size)
-        features = [self.encoder(torch.cat(list(group))) for _, group in sizes]
-        return list(self.projector(torch.cat(features)).chunk(len(batch.views)))
-
     @torch.no_grad()
     def codes(self, place: int, z: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         """The codes of one global view from its scores `rows` [B, K], balanced with those of its queue."""
-        queue: Any = self.queues[place] if self.queues else None
-        if queue is not None:
+        if self.queues:
+            queue: Any = self.queues[place]
             queue.check(len(z))                                                      # long before it is filled
-        if queue is not None and self.current_epoch >= self.queue_start:
-            if self.full or queue.filled == len(queue.keys):                         # then no longer asks the device
-                self.full = True                                                     # others balance the rest of it
-                rows = torch.cat([self.prototypes(queue.keys[distributed.rank()::distributed.world_size()]), rows])
-            queue.enqueue(unit(z), index)
+            if self.current_epoch >= self.queue_start:
+                if queue.full():                                                     # others balance the rest of it
+                    rows = torch.cat([self.prototypes(queue.share()), rows])
+                queue.enqueue(unit(z), index)
         return sinkhorn(rows, self.epsilon, self.iterations)[-len(index):]
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        self.full = False
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.global_step < self.freeze_steps:
