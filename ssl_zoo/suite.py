@@ -100,8 +100,8 @@ def evaluate(encoders: Mapping[str, Encoder], data: Images, folder: Path, *, pro
     there = next(place for place in (folder, *folder.parents) if place.exists())
     if not there.is_dir():
         raise ValueError(f"the report goes into a folder, and {there} is a file: name another")
-    folder.mkdir(parents=True, exist_ok=True)        # what cannot be, is said before hours of work
     masks = read_dense(dense) if dense is not None else None
+    folder.mkdir(parents=True, exist_ok=True)        # what cannot be, is said before hours of work
     parts = data.val_dataloader()
     about = {"class": type(data).__name__, "classes": data.classes,
              "fingerprints": [part.source.fingerprint() for part in parts]}
