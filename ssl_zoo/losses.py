@@ -215,6 +215,7 @@ def omega(temperature: Tensor, width: int) -> Tensor:
 
 
 AdaptiveForm = Literal["bounded", "paper"]
+LOGGED = 16   # rows of negatives whose temperatures are enough for the log
 
 
 @full_precision
@@ -278,9 +279,9 @@ def temperature_quantiles(positive: Sequence[Tensor], negative: Sequence[Tensor]
 
     Args:
         positive: [B] of each head.
-        negative: [B, K] of each head, of which 16 rows are read; NaN where two are not compared.
+        negative: some rows [n, K] of each head; NaN where two are not compared.
     """
-    sides = {"positive": torch.stack(list(positive)), "negative": torch.stack([rows[:16] for rows in negative])}
+    sides = {"positive": torch.stack(list(positive)), "negative": torch.stack(list(negative))}
     shares = torch.linspace(0.05, 0.95, 3, dtype=positive[0].dtype, device=positive[0].device)
     return {f"log_temperature/{name}_{share}": value for name, rows in sides.items()
             for share, value in zip((5, 50, 95), rows.flatten().log().nanquantile(shares), strict=True)}

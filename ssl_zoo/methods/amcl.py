@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ssl_zoo.heads import MultiHead, PairTemperature
 from ssl_zoo.losses import (
+    LOGGED,
     AdaptiveForm,
     adaptive_contrast,
     batch_products,
@@ -52,6 +53,6 @@ class AMCL(Method):
             losses.append(adaptive_contrast(*batch_similarities(u1, u2), *temperatures, u1.shape[1],
                                             self.regularizer_weight, self.form))
             positive.append(temperatures[0])
-            negative.append(temperatures[1].masked_fill(products[1].isinf(), float("nan")))
+            negative.append(temperatures[1][:LOGGED].masked_fill(products[1][:LOGGED].isinf(), float("nan")))
         self.log_dict(temperature_quantiles(positive, negative), batch_size=len(z1))
         return torch.stack(losses).sum()
