@@ -46,13 +46,13 @@ class AMCL(Method):
 
     def training_loss(self, batch: Batch) -> Tensor:
         z1, z2 = (unit(self.projectors(self.encoder(view.images))) for view in batch.views)   # [B, C, D] each
-        losses, positive, negative = [], [], []
+        losses, of_positives, of_negatives = [], [], []
         for u1, u2 in zip(z1.unbind(1), z2.unbind(1), strict=True):                       # [B, D], one head's
             products = batch_products(self.temperature(u1), self.temperature(u2))
             temperatures = [self.temperature.of(r) for r in products]                     # [2B] and [2B, 2N]
             losses.append(adaptive_contrast(*batch_similarities(u1, u2), *temperatures, u1.shape[1],
                                             self.regularizer_weight, self.form))
-            positive.append(temperatures[0])
-            negative.append(temperatures[1][:LOGGED].masked_fill(products[1][:LOGGED].isinf(), float("nan")))
-        self.log_dict(temperature_quantiles(positive, negative), batch_size=len(z1))
+            of_positives.append(temperatures[0])
+            of_negatives.append(temperatures[1][:LOGGED].masked_fill(products[1][:LOGGED].isinf(), float("nan")))
+        self.log_dict(temperature_quantiles(of_positives, of_negatives), batch_size=len(z1))
         return torch.stack(losses).sum()

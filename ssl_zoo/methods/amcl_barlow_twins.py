@@ -41,7 +41,7 @@ class AMCLBarlowTwins(Method):
 
     def training_loss(self, batch: Batch) -> Tensor:
         z1, z2 = (self.projectors(self.encoder(view.images)) for view in batch.views)     # [B, C, D] each
-        losses, positive, negative = [], [], []
+        losses, of_positives, of_negatives = [], [], []
         for head in range(z1.shape[1]):
             u1, u2 = standardized(z1[:, head]), standardized(z2[:, head])                 # [N, D], of all processes
             if len(u1) != self.temperature.width:
@@ -52,7 +52,7 @@ class AMCLBarlowTwins(Method):
             temperatures = self.temperature.of(code1 @ code2.T)                           # [D, D]
             losses.append(adaptive_correlation(u1.T @ u2 / len(u1), temperatures, self.redundancy_weight,
                                                self.regularizer_weight, self.form))
-            positive.append(temperatures.diagonal())
-            negative.append(temperatures[:LOGGED].detach().clone().fill_diagonal_(float("nan")))
-        self.log_dict(temperature_quantiles(positive, negative), batch_size=len(z1))
+            of_positives.append(temperatures.diagonal())
+            of_negatives.append(temperatures[:LOGGED].detach().clone().fill_diagonal_(float("nan")))
+        self.log_dict(temperature_quantiles(of_positives, of_negatives), batch_size=len(z1))
         return torch.stack(losses).sum()

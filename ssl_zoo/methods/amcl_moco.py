@@ -55,7 +55,7 @@ class AMCLMoCo(Method):
         x1, x2 = (view.images for view in batch.views)
         heads, width = len(self.projectors.heads), self.temperature.width
         queue = unit(self.queue.snapshot().unflatten(1, (heads, width)))                  # [K, C, D]
-        losses, keys, positive, negative = [], [], [], []
+        losses, keys, of_positives, of_negatives = [], [], [], []
         for query_images, key_images in (x1, x2), (x2, x1):
             query = unit(self.projectors(self.encoder(query_images)))                     # [B, C, D]
             key = unit(self.momentum_encoder.keys(key_images, batch.key, self.splits))
@@ -64,12 +64,12 @@ class AMCLMoCo(Method):
                 code = self.temperature(q)
                 products = (code * self.temperature(k)).sum(1), code @ self.temperature(negatives).T       # [B], [B, K]
                 temperatures = [self.temperature.of(r) for r in products]
-                positive.append(temperatures[0])
-                negative.append(temperatures[1][:LOGGED])
+                of_positives.append(temperatures[0])
+                of_negatives.append(temperatures[1][:LOGGED])
                 losses.append(adaptive_contrast(*queue_similarities(q, k, negatives), *temperatures, width,
                                                 self.regularizer_weight, self.form))
         self.queue.enqueue(torch.cat(keys), batch.index.repeat(2))
-        self.log_dict(temperature_quantiles(positive, negative), batch_size=len(batch.index))
+        self.log_dict(temperature_quantiles(of_positives, of_negatives), batch_size=len(batch.index))
         return torch.stack(losses).sum() / 2
 
     def after_step(self) -> None:
