@@ -115,7 +115,7 @@ def table(columns: dict[str, dict[str, float]]) -> str:
     if not any(columns.values()):
         return "no evaluation ran\n"
     return summary.as_text(summary.rows({name: {protocol: number(value) for protocol, value in numbers.items()}
-                                         for name, numbers in columns.items()}, differences=False))
+                                         for name, numbers in columns.items()}, compare=False))
 
 
 def highest(columns: dict[str, dict[str, float]]) -> str:

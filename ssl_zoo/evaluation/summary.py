@@ -56,14 +56,14 @@ LEGEND = ("± is half of the 95 % interval over test images or episodes, and for
           "A difference is taken image by image, draw by draw; * marks one larger than half of its 95 % interval.\n")
 
 
-def rows(scores: Mapping[str, Mapping[str, Score]], differences: bool = True) -> list[list[str]]:
+def rows(scores: Mapping[str, Mapping[str, Score]], compare: bool = True) -> list[list[str]]:
     """The table's cells: a line for each number, a column for each encoder, and what each has over the first one.
 
     A difference is marked with * where it is larger than half of its 95 % interval, which is taken image by image.
     """
     encoders = list(scores)
     names = list(dict.fromkeys(name for numbers in scores.values() for name in numbers))
-    others = encoders[1:] if differences else []
+    others = encoders[1:] if compare else []
     head = ["", *encoders, *(f"{other} - {encoders[0]}" for other in others)]
     body = []
     for name in names:
