@@ -34,9 +34,9 @@ from ssl_zoo.evaluation import summary
 from ssl_zoo.evaluation.report import epoch, whole_recipe
 from ssl_zoo.export import files, load_encoder, save_encoder
 from ssl_zoo.method import Method
-from ssl_zoo.preview import match_sheet, view_sheet
-from ssl_zoo.specs import PRESETS
 from ssl_zoo.views import Key
+from ssl_zoo.views.preview import match_sheet, view_sheet
+from ssl_zoo.views.specs import PRESETS
 
 __all__ = ["Cli", "data", "encoders", "evaluation", "methods", "optim", "run"]   # classes that a recipe may name alone
 
@@ -153,7 +153,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     ENCODER is an exported encoder (.safetensors), a training checkpoint (.ckpt), or a model of torchvision or timm by
     name, with weights from a file: resnet50=resnet50.pth. A name alone is that model untrained.
     """
-    suite = import_module("ssl_zoo.suite")   # and matplotlib, for which no other command should wait
+    suite = import_module("ssl_zoo.evaluation.suite")   # and matplotlib, for which no other command should wait
     parser = Parser("ssl-zoo evaluate", description=evaluate.__doc__ or "")
     parser.add_argument("encoders", nargs="+", metavar="ENCODER", help="what to evaluate; several are compared")
     parser.add_subclass_arguments(data.Images, "data", required=False, help="images; those of the first encoder's own "

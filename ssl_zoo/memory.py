@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_zoo import distributed
-from ssl_zoo.tables import Key
+from ssl_zoo.views.tables import Key
 
 
 class Queue(nn.Module):

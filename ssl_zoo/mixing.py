@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssl_zoo import distributed
 from ssl_zoo.losses import full_precision
-from ssl_zoo.tables import Key
+from ssl_zoo.views.tables import Key
 
 
 class Mixture(NamedTuple):

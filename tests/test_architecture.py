@@ -8,9 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssl_zoo"
-LAYERS = ["distributed schedules photometric geometry pictures", "specs", "tables", "torchvision_views",
-          "losses assignment memory heads views encoders optim", "mixing export preview", "method",
-          "methods data evaluation monitor", "suite", "cli", "__main__"]
+LAYERS = ["distributed schedules pictures", "views",
+          "losses assignment memory heads encoders optim", "mixing export", "method",
+          "methods data monitor", "evaluation", "cli", "__main__"]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer.split()}
 LIGHTNING = {"method", "methods", "evaluation", "data", "monitor", "cli"}
 FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__init__.py"]

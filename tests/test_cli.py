@@ -17,8 +17,8 @@ from PIL import Image
 from ssl_zoo import load_encoder
 from ssl_zoo.cli import parse_error, run
 from ssl_zoo.pictures import GAP
-from ssl_zoo.preview import LINE, MATCHED, SIDE
-from ssl_zoo.specs import PRESETS
+from ssl_zoo.views.preview import LINE, MATCHED, SIDE
+from ssl_zoo.views.specs import PRESETS
 from tests.conftest import same
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from ssl_zoo.memory import MomentumEncoder, Queue
-from ssl_zoo.tables import Key
+from ssl_zoo.views.tables import Key
 from tests.conftest import finish, same, state
 
 PROCESSES, SECONDS = 2, 120

@@ -15,7 +15,6 @@ from ssl_zoo import methods
 from ssl_zoo.assignment import sinkhorn
 from ssl_zoo.data import ArrayImages
 from ssl_zoo.encoders import Encoder, NarrowResNet
-from ssl_zoo.geometry import cell_distances
 from ssl_zoo.heads import PixelPropagation
 from ssl_zoo.memory import MomentumEncoder, Queue
 from ssl_zoo.method import Batch
@@ -38,6 +37,7 @@ from ssl_zoo.methods.pixcontrast import pixel_contrast
 from ssl_zoo.methods.pixpro import pixel_consistency
 from ssl_zoo.mixing import draw_mixture
 from ssl_zoo.views import Key, View, ViewSpec
+from ssl_zoo.views.crops import cell_distances
 from tests.conftest import MULTI_CROP, same, small, state, trainer
 from tests.test_contract import batches, seeded, share
 from tests.test_losses import FEW, QUEUE, TOY, TOY_TOO, WIDE, written_out_nt_xent

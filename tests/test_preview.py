@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from ssl_zoo.pictures import GAP, INK
-from ssl_zoo.preview import CELLS, COLOURS, LINE, MATCHED, SIDE, match_sheet, view_sheet
 from ssl_zoo.views import View
+from ssl_zoo.views.preview import CELLS, COLOURS, LINE, MATCHED, SIDE, match_sheet, view_sheet
 
 GRAY = torch.full((3, 80, 160), 128, dtype=torch.uint8)
 

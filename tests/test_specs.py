@@ -2,8 +2,8 @@
 
 import pytest
 
-from ssl_zoo.specs import PRESETS, ViewSpec
 from ssl_zoo.views import Augmentation
+from ssl_zoo.views.specs import PRESETS, ViewSpec
 
 
 @pytest.mark.parametrize(("spec", "kernel"), [

@@ -11,11 +11,10 @@ import torchvision
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ssl_zoo import suite
 from ssl_zoo.cli import name_of, own_data, run
 from ssl_zoo.data import ArrayImages, ImageFolder
 from ssl_zoo.encoders import Encoder, NarrowResNet
-from ssl_zoo.evaluation import summary
+from ssl_zoo.evaluation import suite, summary
 from ssl_zoo.evaluation.score import Score, number
 from ssl_zoo.export import save_encoder
 

@@ -9,9 +9,9 @@ import torch
 from scipy import stats
 from torchvision.transforms import RandomResizedCrop
 
-from ssl_zoo.specs import ViewSpec
-from ssl_zoo.tables import COLUMNS, Column, boxes, draw, jitter_orders, jitter_steps
 from ssl_zoo.views import Augmentation, Key
+from ssl_zoo.views.specs import ViewSpec
+from ssl_zoo.views.tables import COLUMNS, Column, boxes, draw, jitter_orders, jitter_steps
 
 KEY = Key(seed=7, epoch=3, batch=11, rank=1)
 CHANCE = 1e-4                                    # a draw that is right fails with this probability; the seeds are fixed

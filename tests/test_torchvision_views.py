@@ -9,10 +9,10 @@ import torch.nn.functional as F
 import torchvision.transforms.v2.functional as torchvision
 from scipy import stats
 
-from ssl_zoo.geometry import cell_centres
-from ssl_zoo.specs import ViewSpec
-from ssl_zoo.tables import Column
 from ssl_zoo.views import Augmentation, Canvases, Key
+from ssl_zoo.views.crops import cell_centres
+from ssl_zoo.views.specs import ViewSpec
+from ssl_zoo.views.tables import Column
 
 KEY = Key(seed=7, epoch=3, batch=11, rank=1)
 CHANCE = 1e-4                                    # a draw that is right fails with this probability; the seeds are fixed

@@ -14,11 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ssl_zoo import photometric
-from ssl_zoo.geometry import cell_centres
-from ssl_zoo.specs import ViewSpec
-from ssl_zoo.tables import Column
-from ssl_zoo.views import Augmentation, Canvases, Crops, Key, compiled
+from ssl_zoo.views import Augmentation, Canvases, Crops, Key, colour
+from ssl_zoo.views.crops import cell_centres
+from ssl_zoo.views.pipeline import compiled
+from ssl_zoo.views.specs import ViewSpec
+from ssl_zoo.views.tables import Column
 
 KEY = Key(seed=7, epoch=3, batch=11, rank=1)
 LEVEL = 1 / 255
@@ -463,13 +463,13 @@ class Launches(TorchDispatchMode):
 def launched(augmentation, make):
     """What the views of the batch that `make` makes ask of a GPU that is not here."""
     torch._C._ensureCUDADeviceGuardSet()
-    photometric.mirrored_taps.cache_clear()             # or a tensor without content would stay in it
+    colour.mirrored_taps.cache_clear()             # or a tensor without content would stay in it
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), Launches() as launches:
             views = augmentation(make(), KEY)
             assert all(x.device.type == "cuda" for view in views for x in view[:3])
     finally:
-        photometric.mirrored_taps.cache_clear()
+        colour.mirrored_taps.cache_clear()
     return launches, views
 
 

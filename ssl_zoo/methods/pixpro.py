@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_zoo.geometry import cell_distances
 from ssl_zoo.heads import PixelPropagation, pixel_mlp
 from ssl_zoo.losses import full_precision, negative_cosine
 from ssl_zoo.memory import MomentumEncoder
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.schedules import cosine
+from ssl_zoo.views.crops import cell_distances
 
 
 @full_precision

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ssl_zoo import geometry
+from ssl_zoo.views.crops import KERNELS
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ViewSpec:
         for name in ("size", "count"):
             check(isinstance(getattr(self, name), int), name, "a whole number")
             check(getattr(self, name) >= 1, name, "at least 1")
-        check(self.interpolation in geometry.KERNELS, "interpolation", f"one of {', '.join(geometry.KERNELS)}")
+        check(self.interpolation in KERNELS, "interpolation", f"one of {', '.join(KERNELS)}")
         for name in ("overlap", "flip", "vertical_flip", "jitter", "gray", "blur", "solarize", "threshold"):
             check(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
         for name in ("strength", "brightness", "contrast", "saturation", "hue"):

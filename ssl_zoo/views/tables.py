@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssl_zoo.specs import ViewSpec
+from ssl_zoo.views.specs import ViewSpec
 
 
 class Key(NamedTuple):
@@ -124,7 +124,7 @@ def jitter_orders(rows: np.ndarray) -> np.ndarray:
 
 
 def jitter_steps(table: np.ndarray) -> np.ndarray:
-    """What `photometric.jitter_all` takes for the jitter of a table's rows: [V, B, STEPS].
+    """What `colour.jitter_all` takes for the jitter of a table's rows: [V, B, STEPS].
 
     Brightness is a blend of (factor, 0), saturation one of (factor, 1 - factor); neutral steps are (1, 0) and 0 turns.
     """

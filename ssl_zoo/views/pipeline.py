@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_zoo import geometry, photometric, torchvision_views
-from ssl_zoo.specs import PRESETS, Preset, ViewSpec
-from ssl_zoo.tables import COLUMNS, Column, Key, boxes, draw, jitter_orders, jitter_steps
+from ssl_zoo.views import colour, torchvision_views
+from ssl_zoo.views.crops import crop_and_resize
+from ssl_zoo.views.specs import PRESETS, Preset, ViewSpec
+from ssl_zoo.views.tables import COLUMNS, Column, Key, boxes, draw, jitter_orders, jitter_steps
 
 __all__ = ["Augmentation", "Canvases", "Crops", "Key", "View", "ViewSpec"]
 
@@ -229,10 +230,10 @@ def sparse(source: Tensor, table: np.ndarray, spec: ViewSpec) -> Tensor:
         alike = np.flatnonzero(orders == code)
         order = rows[alike[0], Column.ORDER:Column.ORDER + 4].astype(int)
         change(alike, functools.partial(jitter_in, order))
-    change(np.flatnonzero(rows[:, Column.GRAY]), lambda x, _: photometric.grayscale(x).expand_as(x))
+    change(np.flatnonzero(rows[:, Column.GRAY]), lambda x, _: colour.grayscale(x).expand_as(x))
     change(np.flatnonzero(rows[:, Column.SIGMA]),
-           lambda x, row: photometric.gaussian_blur(x, row[:, Column.SIGMA], spec.blur_kernel))
-    change(np.flatnonzero(rows[:, Column.SOLARIZED]), lambda x, _: photometric.solarize(x, spec.threshold))
+           lambda x, row: colour.gaussian_blur(x, row[:, Column.SIGMA], spec.blur_kernel))
+    change(np.flatnonzero(rows[:, Column.SOLARIZED]), lambda x, _: colour.solarize(x, spec.threshold))
     return views
 
 
@@ -250,12 +251,12 @@ def crop(source: Tensor, table: np.ndarray, spec: ViewSpec) -> Tensor:
     step = max(1, 4 * PIECE // crops[:, 0].nbytes)   # two large steps, not many small ones
     for start in range(0, len(source), step):
         piece = slice(start, start + step)
-        crops[:, piece] = geometry.crop_and_resize(source[piece], where[:, piece], spec.size, spec.interpolation)
+        crops[:, piece] = crop_and_resize(source[piece], where[:, piece], spec.size, spec.interpolation)
     return crops
 
 
 def jitter_in(order: np.ndarray, images: Tensor, numbers: Tensor) -> Tensor:
-    return photometric.jitter_(images, numbers[:, Column.BRIGHTNESS:Column.HUE + 1], order)
+    return colour.jitter_(images, numbers[:, Column.BRIGHTNESS:Column.HUE + 1], order)
 
 
 # The way of a GPU: every image takes every step, without a branch, and nothing waits
@@ -266,19 +267,19 @@ def dense(source: Tensor, numbers: Tensor, spec: ViewSpec, finish: Callable[[Ten
         crops = source / 255
     else:   # half precision for a GPU's tensor cores: bytes are exact in it
         half = source.is_cuda and source.dtype == torch.uint8
-        crops = geometry.crop_and_resize(source, numbers[..., :6], spec.size, spec.interpolation,
+        crops = crop_and_resize(source, numbers[..., :6], spec.size, spec.interpolation,
                                          torch.float16 if half else torch.float32)
     images, numbers = crops.flatten(0, 1), numbers.flatten(0, 1)
     gray, sigma, solarized, steps = numbers[:, 10], numbers[:, 11], numbers[:, 12], numbers[:, 13:]
     if spec.jitter:
-        images = photometric.jitter_all(images, steps)
+        images = colour.jitter_all(images, steps)
     if spec.gray:
-        images = torch.where(photometric.per_image(gray) > 0, photometric.grayscale(images), images)
+        images = torch.where(colour.per_image(gray) > 0, colour.grayscale(images), images)
     if spec.blur:
-        images = photometric.gaussian_blur(images, sigma, spec.blur_kernel,
+        images = colour.gaussian_blur(images, sigma, spec.blur_kernel,
                                            torch.float16 if images.is_cuda else torch.float32)
     if spec.solarize:
-        images = torch.where(photometric.per_image(solarized) > 0, photometric.solarize(images, spec.threshold), images)
+        images = torch.where(colour.per_image(solarized) > 0, colour.solarize(images, spec.threshold), images)
     return finish(images)
 
 

@@ -34,9 +34,9 @@ from ssl_zoo.evaluation.neighbours import find_neighbours, neighbour_sheet
 from ssl_zoo.evaluation.retrieval import QUERIES, retrieval
 from ssl_zoo.evaluation.score import Score, number
 from ssl_zoo.export import fingerprint
-from ssl_zoo.specs import PRESETS
-from ssl_zoo.tables import Key
 from ssl_zoo.views import Augmentation, ViewSpec
+from ssl_zoo.views.specs import PRESETS
+from ssl_zoo.views.tables import Key
 
 HEALTH, PAIRS = 25_000, 2_048   # images, and images of which two views are drawn
 BATCH = 256

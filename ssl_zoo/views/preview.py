@@ -7,9 +7,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ssl_zoo import geometry
 from ssl_zoo.pictures import GAP, INK, PAPER, resized
-from ssl_zoo.views import View
+from ssl_zoo.views.crops import cell_distances
+from ssl_zoo.views.pipeline import View
 
 SIDE = 160          # pixels of a view, and of a source's longer side
 MATCHED = 320       # pixels of a view in the picture of matches
@@ -53,7 +53,7 @@ def match_sheet(first: View, second: View) -> Image.Image:
     """For each image two of its views, and a line from each cell of the first to the cell of the second that shows the
     same place: the nearest of those that PixPro, arXiv:2011.10043, counts as matching.
     """
-    distances = geometry.cell_distances(first.boxes, first.flipped, second.boxes, second.flipped, CELLS, CELLS).cpu()
+    distances = cell_distances(first.boxes, first.flipped, second.boxes, second.flipped, CELLS, CELLS).cpu()
     drop = MATCHED // 4                # lower on the right, so that the lines of a row of cells do not cover each other
     row, apart = MATCHED + drop + LINE + GAP, MATCHED // 2
     picture = Image.new("RGB", (2 * GAP + 2 * MATCHED + apart, len(distances) * row), PAPER)

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as torchvision
 
-from ssl_zoo import photometric
-from ssl_zoo.tables import COLUMNS, Column, jitter_steps
+from ssl_zoo.views import colour
+from ssl_zoo.views.tables import COLUMNS, Column, jitter_steps
 
 ADJUST = {
     "brightness": torchvision.adjust_brightness,
@@ -35,7 +35,7 @@ def each(factor, images):
 
 def changed(name, images, factors):
     """A copy of the images changed by `name`, so that the images stay to compare with."""
-    return getattr(photometric, name + "_")(images.clone(), factors)
+    return getattr(colour, name + "_")(images.clone(), factors)
 
 
 def factors_of(n, seed=0):
@@ -74,7 +74,7 @@ def test_one_call_gives_each_image_torchvision_s_change_by_its_own_factor(name):
 
 def test_grayscale_is_torchvision_s():
     images = noise(2, 3, 6, 5)
-    assert torch.allclose(photometric.grayscale(images), torchvision.rgb_to_grayscale(images), atol=1e-6)
+    assert torch.allclose(colour.grayscale(images), torchvision.rgb_to_grayscale(images), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ADJUST)
@@ -99,7 +99,7 @@ def test_no_contrast_leaves_the_mean_luma_of_each_image_by_itself():
 
 def test_no_saturation_leaves_the_luma_of_each_pixel():
     images = noise(2, 3, 4, 4)
-    gray = photometric.grayscale(images).expand_as(images)
+    gray = colour.grayscale(images).expand_as(images)
     assert torch.allclose(changed("saturation", images, torch.zeros(2)), gray, atol=1e-6)
 
 
@@ -147,10 +147,10 @@ def test_gray_has_no_hue_to_turn(turns):
 def test_flat_images_stay_finite_and_between_black_and_white(level, order):
     images = torch.full((2, 3, 8, 8), level)
     factors = torch.tensor([[2.0, 2.0, 2.0, 0.5], [0.0, 0.0, 0.0, -0.5]])
-    for jittered in (photometric.jitter_all(images, steps_of(factors, [order] * 2)),
-                     photometric.jitter_(images.clone(), factors, order)):
-        blurred = photometric.gaussian_blur(jittered, torch.tensor([0.1, 2.0]), 3)
-        views = photometric.solarize(blurred, 0.5)
+    for jittered in (colour.jitter_all(images, steps_of(factors, [order] * 2)),
+                     colour.jitter_(images.clone(), factors, order)):
+        blurred = colour.gaussian_blur(jittered, torch.tensor([0.1, 2.0]), 3)
+        views = colour.solarize(blurred, 0.5)
         assert views.isfinite().all()
         assert views.min() >= 0
         assert views.max() <= 1 + 1e-6
@@ -160,29 +160,29 @@ def test_changes_in_place_give_back_the_images_that_they_changed():
     for name in ADJUST:
         images = noise(2, 3, 6, 5)
         before = images.clone()
-        assert getattr(photometric, name + "_")(images, each(0.3, images)) is images
+        assert getattr(colour, name + "_")(images, each(0.3, images)) is images
         assert not torch.equal(images, before)
     images = noise(2, 3, 6, 5)
-    assert photometric.jitter_(images, factors_of(2), (0, 1, 2, 3)) is images
+    assert colour.jitter_(images, factors_of(2), (0, 1, 2, 3)) is images
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_jitter_is_torchvision_s_four_changes_in_the_order_that_it_is_given(order):
     images, factors = noise(5, 3, 10, 12), factors_of(5, seed=1)
     expected = by_torchvision(images, factors, [order] * 5)
-    assert torch.allclose(photometric.jitter_(images.clone(), factors, order), expected, atol=2e-5)
+    assert torch.allclose(colour.jitter_(images.clone(), factors, order), expected, atol=2e-5)
 
 
 def test_jitter_of_all_is_torchvision_s_four_changes_in_each_image_s_own_order():
     orders, images, factors = ORDERS * 4, noise(96, 3, 10, 12), factors_of(96, seed=2)
-    views = photometric.jitter_all(images, steps_of(factors, orders))
+    views = colour.jitter_all(images, steps_of(factors, orders))
     assert torch.allclose(views, by_torchvision(images, factors, orders), atol=2e-5)
 
 
 def test_jitter_of_all_is_the_jitter_in_place_of_each_image_in_its_own_order():
     orders, images, factors = ORDERS * 8, noise(192, 3, 9, 7), factors_of(192, seed=3)
-    views = photometric.jitter_all(images, steps_of(factors, orders))
-    expected = torch.cat([photometric.jitter_(images[i:i + 1].clone(), factors[i:i + 1], order)
+    views = colour.jitter_all(images, steps_of(factors, orders))
+    expected = torch.cat([colour.jitter_(images[i:i + 1].clone(), factors[i:i + 1], order)
                           for i, order in enumerate(orders)])
     assert torch.allclose(views, expected, atol=1e-5)
 
@@ -190,14 +190,14 @@ def test_jitter_of_all_is_the_jitter_in_place_of_each_image_in_its_own_order():
 def test_jitter_of_all_leaves_the_images_that_are_not_jittered_and_its_argument():
     images, jittered = noise(24, 3, 9, 7), np.arange(24) % 3 == 0
     before = images.clone()
-    views = photometric.jitter_all(images, steps_of(factors_of(24), ORDERS, jittered))
+    views = colour.jitter_all(images, steps_of(factors_of(24), ORDERS, jittered))
     assert torch.equal(images, before)
     assert torch.allclose(views[~jittered], images[~jittered], rtol=0, atol=1e-6)
     assert ((views[jittered] - images[jittered]).abs().amax((1, 2, 3)) > 0.01).all()
 
 
 def test_there_are_as_many_steps_as_jitter_of_all_takes():
-    assert steps_of(factors_of(24), ORDERS).shape == (24, photometric.STEPS)
+    assert steps_of(factors_of(24), ORDERS).shape == (24, colour.STEPS)
 
 
 @pytest.mark.parametrize("kernel", [3, 9, 13])
@@ -205,21 +205,21 @@ def test_blur_is_torchvision_s_with_the_same_kernel_and_each_image_s_own_sigma(k
     images, sigma = noise(18, 3, 14, 17), torch.linspace(0.1, 2.0, 18)
     expected = torch.stack([torchvision.gaussian_blur(image, [kernel, kernel], [s, s])
                             for image, s in zip(images, sigma.tolist(), strict=True)])
-    assert torch.allclose(photometric.gaussian_blur(images, sigma, kernel), expected, atol=1e-6)
+    assert torch.allclose(colour.gaussian_blur(images, sigma, kernel), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 13])
 def test_a_blur_of_sigma_zero_changes_nothing_beside_others_that_do(kernel):
     images = noise(3, 3, 14, 17)
-    views = photometric.gaussian_blur(images, torch.tensor([0.0, 1.5, 0.0]), kernel)
+    views = colour.gaussian_blur(images, torch.tensor([0.0, 1.5, 0.0]), kernel)
     assert torch.equal(views[[0, 2]], images[[0, 2]])
     assert torch.equal(views[1], images[1]) == (kernel == 1)
 
 
 def test_blur_in_half_precision_is_off_by_less_than_half_a_level():
     images, sigma = noise(8, 3, 32, 32), torch.linspace(0.1, 2.0, 8)
-    exact = photometric.gaussian_blur(images, sigma, 13)
-    half = photometric.gaussian_blur(images, sigma, 13, torch.float16)
+    exact = colour.gaussian_blur(images, sigma, 13)
+    half = colour.gaussian_blur(images, sigma, 13, torch.float16)
     assert half.dtype == torch.float32
     assert 0 < (half - exact).abs().max() < 0.5 / 255
 
@@ -230,19 +230,19 @@ def test_blur_spreads_a_point_as_a_gaussian():
     distance = torch.arange(31.0) - 15
     line = (-0.5 * (distance / 1.5) ** 2).exp() * (distance.abs() <= 6)
     line = line / line.sum()
-    blurred = photometric.gaussian_blur(point, torch.tensor([1.5]), 13)
+    blurred = colour.gaussian_blur(point, torch.tensor([1.5]), 13)
     assert torch.allclose(blurred, line.outer(line).expand(1, 3, -1, -1), atol=1e-6)
 
 
 def test_blur_keeps_a_flat_image_up_to_its_border_and_a_kernel_of_one_keeps_all():
     flat, images = torch.full((2, 3, 9, 9), 0.3), noise(2, 3, 9, 9)
-    assert torch.allclose(photometric.gaussian_blur(flat, torch.tensor([0.1, 2.0]), 13), flat, atol=1e-6)
-    assert torch.allclose(photometric.gaussian_blur(images, torch.tensor([0.1, 2.0]), 1), images, atol=1e-6)
+    assert torch.allclose(colour.gaussian_blur(flat, torch.tensor([0.1, 2.0]), 13), flat, atol=1e-6)
+    assert torch.allclose(colour.gaussian_blur(images, torch.tensor([0.1, 2.0]), 1), images, atol=1e-6)
 
 
 def test_solarize_inverts_from_the_threshold_on_as_torchvision_does_with_bytes():
     levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(-1, 3, -1, -1)
-    solarized = photometric.solarize(levels / 255, 128 / 255)
+    solarized = colour.solarize(levels / 255, 128 / 255)
     assert torch.allclose(solarized, torchvision.solarize(levels, 128) / 255, atol=1e-6)
     assert solarized[0, 0].flatten()[127].item() == pytest.approx(127 / 255)
     assert solarized[0, 0].flatten()[128].item() == pytest.approx(127 / 255)
@@ -251,4 +251,4 @@ def test_solarize_inverts_from_the_threshold_on_as_torchvision_does_with_bytes()
 @pytest.mark.parametrize(("threshold", "expected"), [(0.0, (1, 0.75, 0)), (0.25, (0, 0.75, 0)), (1.0, (0, 0.25, 0))])
 def test_solarize_at_its_limits_inverts_everything_or_white_alone(threshold, expected):
     images = torch.tensor([0.0, 0.25, 1.0]).view(1, 3, 1, 1)
-    assert photometric.solarize(images, threshold).flatten().tolist() == pytest.approx(expected)
+    assert colour.solarize(images, threshold).flatten().tolist() == pytest.approx(expected)

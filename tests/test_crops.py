@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as torchvision
 
-from ssl_zoo.geometry import (
+from ssl_zoo.views.crops import (
     area,
     cell_centres,
     cell_distances,
