@@ -1,6 +1,6 @@
 """Does every method learn? kNN on 5,000 images of CIFAR-10, of the trained less the untrained encoder's, on the CPU.
 
-    python benchmarks/methods.py [RECIPE ...]    all of recipes/cifar10/*_cpu.yaml, about a minute each
+    python benchmarks/methods.py [RECIPE ...]    all of recipes/cifar10/*_cpu.yaml, three seeds, about 3 minutes each
 
 Each method's figures are recorded when it ends, with the commit at which it ran; the others' stay as they were.
 """
@@ -15,17 +15,17 @@ from record import ROOT, commit, record
 
 from ssl_zoo.cli import quiet
 
-IMAGES, EPOCHS = 5000, 8   # 19 steps of 256 images an epoch
+IMAGES, EPOCHS, SEEDS = 5000, 8, (0, 1, 2)   # 19 steps of 256 images an epoch
 
 
 def measure(recipe: Path, folder: str) -> dict:
+    """Steps, seconds of each run, and for each protocol the untrained and the trained encoder's accuracy by seed."""
     path = unpack(Path(tempfile.gettempdir()), IMAGES)
-    figures = run(path, 0, folder, ["--trainer.max_epochs", str(EPOCHS), "--trainer.check_val_every_n_epoch",
-                                    str(EPOCHS)], recipe)
-    before, after = figures["untrained encoder"], list(figures.values())[-1]
-    return {"steps": figures["steps"], "seconds": figures["seconds"],
-            **{protocol: {"untrained": before[protocol], "trained": after[protocol],
-                          "gain": round(after[protocol] - before[protocol], 4)}
+    runs = [run(path, seed, folder, ["--trainer.max_epochs", str(EPOCHS), "--trainer.check_val_every_n_epoch",
+                                     str(EPOCHS)], recipe) for seed in SEEDS]
+    return {"steps": runs[0]["steps"], "seconds": [one["seconds"] for one in runs],
+            **{protocol: {"untrained": [one["untrained encoder"][protocol] for one in runs],
+                          "trained": [list(one.values())[-1][protocol] for one in runs]}
                for protocol in ("knn_instdisc", "knn_dino", "linear_cached")}}
 
 
@@ -37,4 +37,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         for recipe in recipes:
             results[recipe.stem.removesuffix("_cpu")] = measure(recipe, folder) | {"commit": commit()}
-            record("methods", {"images": IMAGES, "epochs": EPOCHS, "seed": 0, "methods": dict(sorted(results.items()))})
+            record("methods", {"images": IMAGES, "epochs": EPOCHS, "seeds": SEEDS,
+                               "methods": dict(sorted(results.items()))})
