@@ -24,7 +24,7 @@ PROTOTYPES = F.normalize(torch.cos(0.2 + 1.9 * FEW[:3] + 0.8 * WIDE), dim=-1)
 SCORES = F.normalize(TOY, dim=-1) @ PROTOTYPES.T
 SCORES_TOO = F.normalize(TOY_TOO, dim=-1) @ PROTOTYPES.T
 
-PROCESSES, SECONDS = 2, 120
+PROCESSES, SECONDS = 2, 1800   # a limit for hangs: a busy machine takes minutes
 SPLITS = {"halves": (3, 3), "uneven": (5, 1), "all on one": (6, 0)}      # rows on the first process and on the second
 
 

@@ -29,7 +29,7 @@ from ssl_zoo.evaluation.recorder import ScoreRecorder, hardest
 from ssl_zoo.views import Augmentation, ViewSpec
 from tests.conftest import finish, same, simclr, state, trainer
 
-PROCESSES, SECONDS = 2, 240
+PROCESSES, SECONDS = 2, 1800   # a limit for hangs: a busy machine takes minutes
 PARTS = 23, 9                    # images of the parts that two processes share
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log.*", "ignore:.*DistributedSampler.*")
 

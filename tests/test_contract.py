@@ -41,7 +41,7 @@ from ssl_zoo.optim import parameter_groups
 from ssl_zoo.views import Key, View
 from tests.conftest import MULTI_CROP, finish, same, small, state, trainer
 
-PROCESSES, SECONDS, BATCHES = 2, 240, 3
+PROCESSES, SECONDS, BATCHES = 2, 1800, 3   # a limit for hangs: a busy machine takes minutes
 WIDTHS = {"projector": (16, 8)}
 
 CASES = {

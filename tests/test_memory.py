@@ -16,7 +16,7 @@ from ssl_zoo.memory import MomentumEncoder, Queue
 from ssl_zoo.views.tables import Key
 from tests.conftest import finish, same, state
 
-PROCESSES, SECONDS = 2, 120
+PROCESSES, SECONDS = 2, 1800   # a limit for hangs: a busy machine takes minutes
 BATCHES = {"divide the size": (2, 2, 2, 2), "do not divide it": (4, 4, 4, 4), "fill it": (6, 6),
            "vary": (2, 6, 4, 2, 4)}
 

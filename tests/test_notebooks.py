@@ -18,7 +18,7 @@ pytest.importorskip("ipykernel", reason="notebooks are run by the extra dev")
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
-SECONDS = 300   # for a cell
+SECONDS = 1800   # for a cell, against hangs
 
 
 def read(name):
