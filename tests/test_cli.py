@@ -299,6 +299,7 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize(("arguments", "said"), [
     (["fit", "--help"], "--trainer.max_epochs"),
     (["fit", "--model.help", "SimCLR"], "divides the cosine similarities"),
+    (["fit", "--model.help", "SimCLR"], "draws the views of each training batch"),   # of the base class
     (["fit", "--config", str(ROOT / "recipes/cifar10/simclr.yaml"), "--print_config"], "small_images: true"),
 ])
 def test_help_and_configuration_are_printed(arguments, said, capsys):

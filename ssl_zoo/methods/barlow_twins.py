@@ -16,10 +16,6 @@ class BarlowTwins(Method):
     Args:
         projector: widths of the projector after the encoder.
         redundancy_weight: of the terms off the diagonal; the paper's lambda.
-        encoder: images -> features; what pretraining is for.
-        augment: draws the two views.
-        optimizer: builds the optimiser; its lr is the lr used, its weight decay spares biases and norms.
-        schedule: multiplies the lr by progress through training.
     """
 
     def __init__(self, projector: Sequence[int] = (8192, 8192, 8192), redundancy_weight: float = 0.005, **kwargs: Any):

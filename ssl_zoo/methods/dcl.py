@@ -19,10 +19,6 @@ class DCL(Method):
         projector: widths of the projector after the encoder, at least one.
         projector_norm: end the projector with a BatchNorm that scales and does not shift, as SimCLR's code does.
         temperature: divides the cosine similarities.
-        encoder: images -> features; what pretraining is for.
-        augment: draws the views.
-        optimizer: builds the optimiser; its lr is the lr used, its weight decay spares biases and norms.
-        schedule: multiplies the lr by progress through training.
     """
 
     def __init__(self, projector: Sequence[int] = (2048, 128), projector_norm: bool = True, temperature: float = 0.1,
@@ -48,10 +44,6 @@ class DCLW(Method):
         projector_norm: end the projector with a BatchNorm that scales and does not shift, as SimCLR's code does.
         temperature: divides the cosine similarities.
         sigma: temperature of the weights.
-        encoder: images -> features; what pretraining is for.
-        augment: draws the views.
-        optimizer: builds the optimiser; its lr is the lr used, its weight decay spares biases and norms.
-        schedule: multiplies the lr by progress through training.
     """
 
     def __init__(self, projector: Sequence[int] = (2048, 128), projector_norm: bool = True, temperature: float = 0.1,

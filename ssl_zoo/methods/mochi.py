@@ -28,10 +28,6 @@ class MoCHi(Method):
         pairs: negatives mixed from two of them; the paper's s.
         with_query: negatives mixed from one of them and the query; the paper's s'.
         start: epoch from which negatives are mixed; 15 on ImageNet.
-        encoder: images -> features; what pretraining is for.
-        augment: draws the two views.
-        optimizer: builds the optimiser; its lr is the lr used, its weight decay spares biases and norms.
-        schedule: multiplies the lr by progress through training.
     """
 
     def __init__(self, projector: Sequence[int] = (2048, 128), temperature: float = 0.2, queue: int = 65536,

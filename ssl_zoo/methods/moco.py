@@ -25,10 +25,6 @@ class MoCo(Method):
         splits: on each process, keys share BatchNorm statistics in so many groups, so that a query cannot tell its key
             by them; 8 on a single device. Several processes shuffle their keys among them in any case.
         contrast: "info_nce", or "decoupled" or "weighted_decoupled" for DCL on a queue.
-        encoder: images -> features; what pretraining is for.
-        augment: draws the two views.
-        optimizer: builds the optimiser; its lr is the lr used, its weight decay spares biases and norms.
-        schedule: multiplies the lr by progress through training.
     """
 
     def __init__(self, projector: Sequence[int] = (2048, 128), temperature: float = 0.2, queue: int = 65536,

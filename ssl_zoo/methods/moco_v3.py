@@ -22,10 +22,6 @@ class MoCoV3(Method):
         temperature: divides the cosine similarities; 1.0 for a ResNet, 0.2 for a ViT.
         momentum: share of the momentum encoder kept at the first step; rises to 1 by a cosine.
         freeze_patches: leave a ViT's patch projection as it was drawn, which keeps its training stable (sec. 4.3).
-        encoder: images -> features; what pretraining is for.
-        augment: draws the two views.
-        optimizer: builds the optimiser; its lr is the lr used, its weight decay spares biases and norms.
-        schedule: multiplies the lr by progress through training.
     """
 
     def __init__(self, projector: Sequence[int] = (4096, 256), predictor: Sequence[int] = (4096,),

@@ -42,9 +42,6 @@ class PixContrast(Method):
         threshold: cells match below this distance, in diagonals of the larger view's cell.
         momentum: share of the momentum encoder kept at the first step; rises to 1 by a cosine.
         encoder: images -> features; what pretraining is for. Its maps must have more than one cell.
-        augment: draws the two views.
-        optimizer: builds the optimiser; its lr is the lr used, its weight decay spares biases and norms.
-        schedule: multiplies the lr by progress through training.
     """
 
     def __init__(self, projector: tuple[int, int] = (4096, 256), temperature: float = 0.3, threshold: float = 0.7,

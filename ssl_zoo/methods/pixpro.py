@@ -38,9 +38,6 @@ class PixPro(Method):
         momentum: share of the momentum encoder kept at the first step; rises to 1 by a cosine.
         instance_weight: of the loss between whole views, which helps classification.
         encoder: images -> features; what pretraining is for. Its maps must have more than one cell.
-        augment: draws the two views.
-        optimizer: builds the optimiser; its lr is the lr used, its weight decay spares biases and norms.
-        schedule: multiplies the lr by progress through training.
     """
 
     def __init__(self, projector: tuple[int, int] = (4096, 256), threshold: float = 0.7, gamma: float = 2.0,

@@ -19,10 +19,6 @@ class SimCLR(Method):
         projector: widths of the projector after the encoder, at least one.
         projector_norm: end the projector with a BatchNorm that scales and does not shift, as the authors' code does.
         temperature: divides the cosine similarities.
-        encoder: images -> features; what pretraining is for.
-        augment: draws the views.
-        optimizer: builds the optimiser; its lr is the lr used, its weight decay spares biases and norms.
-        schedule: multiplies the lr by progress through training.
     """
 
     def __init__(self, projector: Sequence[int] = (2048, 128), projector_norm: bool = True, temperature: float = 0.1,

@@ -27,10 +27,6 @@ class SwAV(Method):
         queue: projections of each global view that join a small batch in the balancing; 0 for none.
         queue_start: epoch from which the queue is filled; it is used once it is full.
         freeze_steps: optimiser steps during which the prototypes stay as they are.
-        encoder: images -> features; what pretraining is for.
-        augment: draws the views.
-        optimizer: builds the optimiser; its lr is the lr used, its weight decay spares biases and norms.
-        schedule: multiplies the lr by progress through training.
     """
 
     def __init__(self, projector: Sequence[int] = (2048, 128), prototypes: int = 3000, temperature: float = 0.1,
