@@ -60,34 +60,6 @@ class MultiHead(nn.Module):
         return torch.stack([head(features) for head in self.heads], 1)
 
 
-class PairTemperature(nn.Module):
-    """A learned temperature for each pair: the more alike the network finds the two, the lower.
-
-    AMCL, arXiv:2310.05615: floor + (ceiling - floor) / (1 + exp(r)) with r the product of both sides' codes.
-
-    Args:
-        dim: width D of what is compared.
-        hidden: width of the network's only hidden layer.
-        floor: lowest temperature; 0.02 and more where the paper's form of the loss should stay finite.
-        ceiling: highest temperature.
-    """
-
-    def __init__(self, dim: int, hidden: int = 128, floor: float = 1e-5, ceiling: float = 2.0):
-        super().__init__()
-        if not 0 < floor < ceiling:
-            raise ValueError(f"temperatures lie between a floor above 0 and a ceiling above it, not {floor}, {ceiling}")
-        self.network = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))
-        self.width, self.floor, self.ceiling = dim, floor, ceiling
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Codes [..., D] of what is compared; their scalar products go to `of`."""
-        with torch.autocast(rows.device.type, enabled=False):
-            return self.network(rows.to(torch.promote_types(rows.dtype, torch.float32)))
-
-    def of(self, products: Tensor) -> Tensor:
-        return self.floor + (self.ceiling - self.floor) * torch.sigmoid(-products)
-
-
 class PixelPropagation(nn.Module):
     """Each cell of a map becomes the sum of all cells' transforms, weighted by max(cosine, 0) ** gamma.
 

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssl_zoo"
 LAYERS = ["distributed schedules pictures", "views",
-          "losses assignment memory heads encoders optim", "mixing export", "method",
+          "losses assignment memory heads encoders optim", "adaptive mixing export", "method",
           "methods data monitor", "evaluation", "cli", "__main__"]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer.split()}
 LIGHTNING = {"method", "methods", "evaluation", "data", "monitor", "cli"}

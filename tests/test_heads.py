@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from ssl_zoo.heads import MultiHead, PairTemperature, PixelPropagation, Prototypes, mlp, pixel_mlp
+from ssl_zoo.adaptive import PairTemperature
+from ssl_zoo.heads import MultiHead, PixelPropagation, Prototypes, mlp, pixel_mlp
 from tests.test_losses import TOY, normal
 
 

@@ -7,10 +7,8 @@ import torch
 from lightly.loss import BarlowTwinsLoss, DCLLoss, DCLWLoss, NTXentLoss
 from torch.nn.functional import cosine_similarity, normalize, softplus
 
-from ssl_zoo.heads import PairTemperature
+from ssl_zoo.adaptive import PairTemperature, adaptive_contrast, adaptive_correlation, omega, temperature_quantiles
 from ssl_zoo.losses import (
-    adaptive_contrast,
-    adaptive_correlation,
     batch_products,
     batch_similarities,
     contrast,
@@ -20,11 +18,9 @@ from ssl_zoo.losses import (
     negative_cosine,
     nt_xent,
     off_diagonal,
-    omega,
     pair_weights,
     queue_similarities,
     standardized,
-    temperature_quantiles,
 )
 
 FEW = torch.arange(4, dtype=torch.float64)[:, None]      # image

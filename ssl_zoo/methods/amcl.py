@@ -4,17 +4,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_zoo.heads import MultiHead, PairTemperature
-from ssl_zoo.losses import (
-    LOGGED,
-    AdaptiveForm,
-    adaptive_contrast,
-    batch_products,
-    batch_similarities,
-    check_choice,
-    temperature_quantiles,
-    unit,
-)
+from ssl_zoo.adaptive import LOGGED, AdaptiveForm, PairTemperature, adaptive_contrast, temperature_quantiles
+from ssl_zoo.heads import MultiHead
+from ssl_zoo.losses import batch_products, batch_similarities, check_choice, unit
 from ssl_zoo.method import Batch, Method
 
 
@@ -30,10 +22,6 @@ class AMCL(Method):
         floor: lowest temperature; 0.02 and more for the paper's form, which else ends there at 1e-5.
         form: "bounded", or "paper" with the hardest negative, which has no lower bound and whose temperatures fall to
             the floor: clip gradients at 1 with it, and do not read its value.
-        encoder: images -> features; what pretraining is for.
-        augment: draws the two views.
-        optimizer: builds the optimiser; its lr is the lr used, its weight decay spares biases and norms.
-        schedule: multiplies the lr by progress through training.
     """
 
     def __init__(self, heads: int = 3, projector: Sequence[int] = (512, 128), regularizer_weight: float = 1e-4,

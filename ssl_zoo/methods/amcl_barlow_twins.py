@@ -4,8 +4,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_zoo.heads import MultiHead, PairTemperature
-from ssl_zoo.losses import LOGGED, AdaptiveForm, adaptive_correlation, check_choice, standardized, temperature_quantiles
+from ssl_zoo.adaptive import LOGGED, AdaptiveForm, PairTemperature, adaptive_correlation, temperature_quantiles
+from ssl_zoo.heads import MultiHead
+from ssl_zoo.losses import check_choice, standardized
 from ssl_zoo.method import Batch, Method
 
 
@@ -23,10 +24,6 @@ class AMCLBarlowTwins(Method):
         regularizer_weight: of what keeps temperatures from 0; the paper's beta.
         floor: lowest temperature; 0.02 and more for the paper's form, which else ends there at 1e-5.
         form: "bounded", or "paper" with a regulariser off the diagonal too, which has no lower bound.
-        encoder: images -> features; what pretraining is for.
-        augment: draws the two views.
-        optimizer: builds the optimiser; its lr is the lr used, its weight decay spares biases and norms.
-        schedule: multiplies the lr by progress through training.
     """
 
     def __init__(self, global_batch: int, heads: int = 3, projector: Sequence[int] = (2048, 2048, 2048),

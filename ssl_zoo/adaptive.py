@@ -1,0 +1,118 @@
+"""AMCL's losses and temperatures: every pair of projections has a temperature of its own (arXiv:2310.05615)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ssl_zoo.losses import Reduction, full_precision, off_diagonal, reduced
+
+
+class PairTemperature(nn.Module):
+    """A learned temperature for each pair: the more alike the network finds the two, the lower.
+
+    AMCL, arXiv:2310.05615: floor + (ceiling - floor) / (1 + exp(r)) with r the product of both sides' codes.
+
+    Args:
+        dim: width D of what is compared.
+        hidden: width of the network's only hidden layer.
+        floor: lowest temperature; 0.02 and more where the paper's form of the loss should stay finite.
+        ceiling: highest temperature.
+    """
+
+    def __init__(self, dim: int, hidden: int = 128, floor: float = 1e-5, ceiling: float = 2.0):
+        super().__init__()
+        if not 0 < floor < ceiling:
+            raise ValueError(f"temperatures lie between a floor above 0 and a ceiling above it, not {floor}, {ceiling}")
+        self.network = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+        self.width, self.floor, self.ceiling = dim, floor, ceiling
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Codes [..., D] of what is compared; their scalar products go to `of`."""
+        with torch.autocast(rows.device.type, enabled=False):
+            return self.network(rows.to(torch.promote_types(rows.dtype, torch.float32)))
+
+    def of(self, products: Tensor) -> Tensor:
+        return self.floor + (self.ceiling - self.floor) * torch.sigmoid(-products)
+
+
+def omega(temperature: Tensor, width: int) -> Tensor:
+    """width / 2 * log(temperature) + 1 / temperature, which keeps a learned temperature from 0.
+
+    AMCL, arXiv:2310.05615; least at 2 / width. Minus the log of a Gaussian's density, but for cosine / temperature.
+    """
+    return width / 2 * temperature.log() + 1 / temperature
+
+
+AdaptiveForm = Literal["bounded", "paper"]
+LOGGED = 16   # rows of negatives whose temperatures are enough for the log
+
+
+@full_precision
+def adaptive_contrast(positive: Tensor, negative: Tensor, positive_temperature: Tensor, negative_temperature: Tensor,
+                      width: int, regularizer_weight: float, form: AdaptiveForm = "bounded", hardest: int = 1,
+                      reduction: Reduction = "mean") -> Tensor:
+    """Contrast with a temperature for each pair: AMCL, arXiv:2310.05615.
+
+    "paper" is eq. (2.1): the positive against the hardest negative, each over its temperature. It has no lower bound:
+    on a solved pair it falls as the temperatures fall to their floor, where they then stay. "bounded" puts the
+    logarithm of the sum over positive and negatives in place of the hardest, and the mean over the negatives in place
+    of its regulariser; with one constant temperature and no regulariser it is `contrast`. It is above
+    -regularizer_weight / floor: where a negative's cosine is below 0, only its regulariser asks for a low temperature.
+
+    Args:
+        positive, positive_temperature: [B].
+        negative, negative_temperature: [B, K]; cosines -inf where there is none.
+        width: of the projections.
+        regularizer_weight: of `omega`; the paper's beta.
+        hardest: negatives of the paper's form, by cosine, over which it takes means.
+    """
+    pull = positive / positive_temperature
+    if form == "paper":
+        chosen = negative.topk(hardest)
+        temperature = negative_temperature.gather(1, chosen.indices)                     # [B, hardest]
+        push = (chosen.values / temperature).mean(1)
+        negative_omega = omega(temperature, width).mean(1)
+    else:
+        there = negative.isfinite()          # divided only there: the gradient of -inf / temperature is no number
+        logits = (negative.masked_fill(~there, 0.0) / negative_temperature).masked_fill(~there, float("-inf"))
+        push = torch.cat([pull[:, None], logits], 1).logsumexp(1)
+        negative_omega = omega(negative_temperature, width).masked_fill(~there, 0.0).sum(1) / there.sum(1).clamp_min(1)
+    regularizer = omega(positive_temperature, width) - negative_omega
+    return reduced(push - pull + regularizer_weight * regularizer, reduction)
+
+
+@full_precision
+def adaptive_correlation(correlation: Tensor, temperatures: Tensor, redundancy_weight: float,
+                         regularizer_weight: float, form: AdaptiveForm = "bounded") -> Tensor:
+    """Barlow Twins' loss with a temperature for each element: eq. (2.3) of AMCL, arXiv:2310.05615.
+
+    On the diagonal a temperature is the correlation aimed at, for the quotient is brought to 1; off it, it divides the
+    square. Barlow Twins' own loss where all temperatures are 1 and the regulariser's weight is 0. "paper" subtracts the
+    regulariser of the elements off the diagonal, which has no lower bound; "bounded" leaves it out.
+
+    Args:
+        correlation, temperatures: [D, D].
+    """
+    width = len(correlation)
+    diagonal = (1 - correlation.diagonal() / temperatures.diagonal()).square().sum()
+    rest = (off_diagonal(correlation).square() / off_diagonal(temperatures)).sum()
+    regularizer = omega(temperatures.diagonal(), width).sum()
+    if form == "paper":
+        regularizer = regularizer - omega(off_diagonal(temperatures), width).sum()
+    return diagonal + redundancy_weight * rest + regularizer_weight * regularizer
+
+
+@torch.no_grad()
+def temperature_quantiles(positive: Sequence[Tensor], negative: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The 5, 50 and 95 % quantiles of the logarithms of all heads' temperatures, for the log.
+
+    Args:
+        positive: [B] of each head.
+        negative: some rows [n, K] of each head; NaN where two are not compared.
+    """
+    sides = {"positive": torch.stack(list(positive)), "negative": torch.stack(list(negative))}
+    shares = torch.linspace(0.05, 0.95, 3, dtype=positive[0].dtype, device=positive[0].device)
+    return {f"log_temperature/{name}_{share}": value for name, rows in sides.items()
+            for share, value in zip((5, 50, 95), rows.flatten().log().nanquantile(shares), strict=True)}
