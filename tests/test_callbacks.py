@@ -521,7 +521,7 @@ def test_a_recorder_without_a_second_view_or_a_step_is_refused_in_a_sentence(dat
         ScoreRecorder(0)
     one = simclr()
     one.augment = Augmentation([ViewSpec(16)])
-    with pytest.raises(ValueError, match="compares two views of an image, and this recipe draws one: draw more"):
+    with pytest.raises(ValueError, match="ScoreRecorder compares 2 views of each image, and this recipe draws 1: make"):
         trainer(tmp_path, ScoreRecorder(), limit_val_batches=0).fit(one, datamodule=data)
 
 

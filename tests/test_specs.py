@@ -112,3 +112,39 @@ def test_an_augmentation_of_a_paper_s_name_has_its_rows(name):
 def test_an_unknown_paper_is_refused_with_those_that_are_known():
     with pytest.raises(ValueError, match="there are no views named dino; there are simclr, simclr_32, moco_v2, "):
         Augmentation("dino")
+
+
+# What a method may require of its rows
+
+def rows(*counts, roles=("", "", "")):
+    return Augmentation([ViewSpec(16, count, role) for count, role in zip(counts, roles, strict=False)])
+
+
+@pytest.mark.parametrize(("counts", "roles", "needs", "places"), [
+    ((2,), ("",), {}, [0, 1]),
+    ((1, 1), ("global", "local"), {}, [0, 1]),                        # who names no role takes any
+    ((1,), ("",), {"count": 1}, [0]),
+    ((3,), ("",), {"or_more": True}, [0, 1, 2]),
+    ((2,), ("",), {"role": "global"}, [0, 1]),                        # two without roles are both global
+    ((2, 6), ("global", "local"), {"role": "global"}, [0, 1]),
+    ((3, 1), ("local", "global"), {"role": "global"}, [3]),
+    ((1, 1), ("local", "global"), {"role": "global"}, [1]),
+])
+def test_required_views_are_found_by_their_number_and_role(counts, roles, needs, places):
+    assert rows(*counts, roles=roles).require_views("Align", **needs) == places
+
+
+@pytest.mark.parametrize(("counts", "roles", "needs", "sentence"), [
+    ((3,), ("",), {}, "Align learns from 2 views of each image, and this recipe draws 3: make the counts of its view "
+                      "rows add up to 2$"),
+    ((2,), ("",), {"count": 1}, "Align learns from 1 view of each image, and this recipe draws 2: .* add up to 1$"),
+    ((1,), ("",), {"or_more": True, "verb": "compares"}, "Align compares 2 views .* draws 1: .* add up to 2 or more$"),
+    ((8,), ("",), {"role": "global"}, "draws 8: make the counts of its view rows add up to 2, or give the large ones "
+                                      "role: global, which then learn with every other view$"),
+    ((1,), ("global",), {"role": "global"}, "Align learns from 2 views of each image, and this recipe draws 1"),
+    ((1, 1), ("local", "local"), {"role": "global"}, "the views of the role global and none of these 2 has it: give it "
+                                                     "to their row, or leave roles out$"),
+])
+def test_rows_without_the_required_views_are_refused_with_the_way_out(counts, roles, needs, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        rows(*counts, roles=roles).require_views("Align", **needs)

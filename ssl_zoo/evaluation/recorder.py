@@ -33,9 +33,7 @@ class ScoreRecorder(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Method)
-        if pl_module.augment.count < 2:
-            raise ValueError("ScoreRecorder compares two views of an image, and this recipe draws one: draw more, or "
-                             "leave it out")
+        pl_module.augment.require_views("ScoreRecorder", or_more=True, verb="compares")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch,
                            batch_idx: int) -> None:

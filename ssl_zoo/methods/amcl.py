@@ -27,7 +27,7 @@ class AMCL(Method):
     def __init__(self, heads: int = 3, projector: Sequence[int] = (512, 128), regularizer_weight: float = 1e-4,
                  floor: float = 1e-5, form: AdaptiveForm = "bounded", **kwargs: Any):
         super().__init__(**kwargs)
-        self.augment.two_views("AMCL")
+        self.augment.require_views("AMCL")
         self.projectors = MultiHead(heads, self.encoder.dim, *projector)
         self.temperature = PairTemperature(projector[-1], floor=floor)
         self.regularizer_weight, self.form = regularizer_weight, check_choice("form", form, AdaptiveForm)

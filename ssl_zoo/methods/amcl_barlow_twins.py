@@ -30,7 +30,7 @@ class AMCLBarlowTwins(Method):
                  redundancy_weight: float = 0.005, regularizer_weight: float = 1e-6, floor: float = 1e-5,
                  form: AdaptiveForm = "bounded", **kwargs: Any):
         super().__init__(**kwargs)
-        self.augment.two_views("AMCLBarlowTwins")
+        self.augment.require_views("AMCLBarlowTwins")
         self.projectors = MultiHead(heads, self.encoder.dim, *projector, norm=True)
         self.temperature = PairTemperature(global_batch, floor=floor)
         self.redundancy_weight, self.regularizer_weight = redundancy_weight, regularizer_weight

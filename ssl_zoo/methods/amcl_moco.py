@@ -32,7 +32,7 @@ class AMCLMoCo(Method):
                  momentum: float = 0.99, splits: int = 1, regularizer_weight: float = 1e-4, floor: float = 1e-5,
                  form: AdaptiveForm = "bounded", **kwargs: Any):
         super().__init__(**kwargs)
-        self.augment.two_views("AMCLMoCo")
+        self.augment.require_views("AMCLMoCo")
         self.projectors = MultiHead(heads, self.encoder.dim, *projector)
         self.momentum_encoder = MomentumEncoder(self.encoder, self.projectors)
         self.queue = Queue(queue, heads * projector[-1])                                  # the heads side by side

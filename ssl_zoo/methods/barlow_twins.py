@@ -20,7 +20,7 @@ class BarlowTwins(Method):
 
     def __init__(self, projector: Sequence[int] = (8192, 8192, 8192), redundancy_weight: float = 0.005, **kwargs: Any):
         super().__init__(**kwargs)
-        self.augment.two_views("BarlowTwins")
+        self.augment.require_views("BarlowTwins")
         self.projector = mlp(self.encoder.dim, *projector, bias=False)
         self.redundancy_weight = redundancy_weight
 

@@ -34,7 +34,7 @@ class MoCHi(Method):
                  momentum: float = 0.999, splits: int = 1, contrast: Contrast = "info_nce", hardest: int = 1024,
                  pairs: int = 1024, with_query: int = 128, start: int = 15, **kwargs: Any):
         super().__init__(**kwargs)
-        self.augment.two_views("MoCHi")
+        self.augment.require_views("MoCHi")
         if not 2 <= hardest <= queue:
             raise ValueError(f"MoCHi mixes 2 or more keys of its queue of {queue}, and hardest is {hardest}")
         if min(pairs, with_query) < 0:

@@ -31,7 +31,7 @@ class MoCo(Method):
                  momentum: float = 0.999, symmetric: bool = False, splits: int = 1, contrast: Contrast = "info_nce",
                  **kwargs: Any):
         super().__init__(**kwargs)
-        self.augment.two_views(type(self).__name__)
+        self.augment.require_views(type(self).__name__)
         self.projector = mlp(self.encoder.dim, *projector, norm=False)
         self.momentum_encoder = MomentumEncoder(self.encoder, self.projector)
         self.queue = Queue(queue, projector[-1])

@@ -28,7 +28,7 @@ class MoCoV3(Method):
                  predictor_norm: bool = False, temperature: float = 1.0, momentum: float = 0.99,
                  freeze_patches: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
-        self.augment.two_views(type(self).__name__)
+        self.augment.require_views(type(self).__name__)
         if freeze_patches:
             freeze_patch_projection(self.encoder.backbone)
         self.projector = mlp(self.encoder.dim, *projector, last_norm=True, last_scale=False)

@@ -33,7 +33,7 @@ class SwAV(Method):
                  epsilon: float = 0.05, sinkhorn_iterations: int = 3, queue: int = 0, queue_start: int = 15,
                  freeze_steps: int = 313, **kwargs: Any):
         super().__init__(**kwargs)
-        self.globals = self.augment.global_views("SwAV")
+        self.globals = self.augment.require_views("SwAV", role="global")
         self.projector = mlp(self.encoder.dim, *projector)
         self.prototypes = Prototypes(projector[-1], prototypes)
         self.queues = nn.ModuleList(Queue(queue, projector[-1]) for _ in self.globals if queue)

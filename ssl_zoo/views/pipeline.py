@@ -87,29 +87,35 @@ class Augmentation:
         """The role of each view, in the order in which they come out."""
         return [spec.role for spec in self.views for _ in range(spec.count)]
 
-    def two_views(self, method: str) -> None:
-        """Refuse another number of views than the two that a method of this name learns from."""
-        if self.count != 2:
-            raise ValueError(f"{method} learns from 2 views of each image, and this recipe draws {self.count}: make "
-                             "the counts of its view rows add up to 2")
+    def require_views(self, name: str, count: int = 2, *, or_more: bool = False, role: str = "",
+                      verb: str = "learns from") -> list[int]:
+        """The places of the views that a method or callback needs; raises one sentence where the rows do not draw them.
 
-    def global_views(self, method: str) -> list[int]:
-        """The views of the role global; both, where there are two without roles."""
-        found = [view for view, role in enumerate(self.roles) if role == "global"]
-        if self.count == 2 and not any(self.roles):
-            found = [0, 1]
-        if self.count == 2 and not found:
-            raise ValueError(f"{method} learns from the views of the role global and none of these 2 has it: give it "
-                             "to their row, or leave roles out")
-        if self.count < 2 or not found:
-            raise ValueError(f"{method} learns from 2 views of each image, and this recipe draws {self.count}: make "
-                             "the counts of its view rows add up to 2, or give the large ones role: global, which then "
-                             "learn with every other view")
-        return found
+        Args:
+            name: of the method or callback, for the sentence.
+            count: the number of views of each image that it takes.
+            or_more: it takes more than `count` too.
+            role: it takes any number of views some of which have this role, and gets the places of those; `count` views
+                without roles serve as well.
+            verb: what it does with the views, for the sentence.
+        """
+        having = [view for view, other in enumerate(self.roles) if role and other == role]
+        if having and self.count >= count:
+            return having
+        enough = self.count == count or or_more and self.count > count
+        if enough and not (role and any(self.roles)):
+            return list(range(self.count))
+        if enough:
+            raise ValueError(f"{name} {verb} the views of the role {role} and none of these {self.count} has it: give "
+                             "it to their row, or leave roles out")
+        instead = f", or give the large ones role: {role}, which then learn with every other view" if role else ""
+        raise ValueError(f"{name} {verb} {count} view{'s' * (count > 1)} of each image, and this recipe draws "
+                         f"{self.count}: make the counts of its view rows add up to {count}{' or more' * or_more}"
+                         f"{instead}")
 
     def pairs(self, method: str) -> list[tuple[int, int]]:
         """Which views a contrastive method compares: each global one with every other, each pair once."""
-        found = self.global_views(method)
+        found = self.require_views(method, role="global")
         return [(a, b) for a in found for b in range(self.count) if b > a or b not in found]
 
     def draw(self, sizes: np.ndarray, key: Key) -> list[np.ndarray]:
