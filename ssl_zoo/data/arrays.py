@@ -9,13 +9,13 @@ from ssl_zoo.data.sources import Resident
 
 
 class ArrayImages(Images):
-    """Images of one size from a NumPy file, held in memory.
+    """Images of one size from a NumPy file, kept in memory.
 
     Args:
         path: .npz file with train_images, and if there are labels train_labels, test_images and test_labels. Images
             are uint8 [N, H, W], [N, H, W, 3] or [N, 3, H, W].
-        batch_size: images in a training batch, on each process.
-        train_images: use only so many images of the training part, the same ones in every run; all where left out.
+        batch_size: images in a training batch of each process.
+        train_images: use only this many training images, the same ones in every run; null uses all.
     """
 
     def __init__(self, path: str, batch_size: int = 256, train_images: int | None = None):
@@ -39,7 +39,7 @@ class ArrayImages(Images):
 
 
 def resident(images: np.ndarray | Tensor, labels: object = None) -> Resident:
-    """Arrays as data sets publish them, as a source: channels first, three of them, labels -1 where unknown."""
+    """Turn arrays as data sets publish them into a source: three channels, channels first, label -1 where unknown."""
     pixels = torch.as_tensor(images)
     if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or not len(pixels):
         raise ValueError(f"images are uint8 [N, H, W], [N, H, W, 3] or [N, 3, H, W], not {pixels.dtype} "

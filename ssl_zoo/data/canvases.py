@@ -1,6 +1,6 @@
 """Images decoded once and kept reduced in a memory-mapped file, for folders that are read epoch after epoch.
 
-The file is an index, one ENTRY for each image, and then their pixels, each image [3, H, W] uint8.
+The file starts with an index, one ENTRY for each image; the pixels follow, each image [3, H, W] uint8.
 """
 
 import functools
@@ -21,19 +21,19 @@ from tqdm import tqdm
 from ssl_zoo.data.sources import Files, file_states, load_ahead
 from ssl_zoo.views import Canvases, Crops, Key
 
-ENTRY = np.dtype([("offset", "<i8"), ("height", "<i4"), ("width", "<i4")])   # no height: it could not be read
+ENTRY = np.dtype([("offset", "<i8"), ("height", "<i4"), ("width", "<i4")])   # height 0: the image could not be read
 STEP = 32   # pixels: sides of canvases are multiples of it, so that a compiled pipeline sees few shapes
 
 
 class Decoded(Files):
-    """Images that `decode_once` has kept. Training batches bring them whole: the device cuts the crops."""
+    """Images that `decode_once` has kept. A training batch holds them whole; the device cuts its crops from them."""
 
     def for_training(self, images: Sequence[Tensor], key: Key) -> Tensor | Canvases | Crops:
         if self.augment is not None and self.augment.backend == "torchvision":   # which draws in the workers
             return super().for_training(images, key)
         sizes = np.array([image.shape[-2:] for image in images])
         height, width = (-(-sizes.max(0) // STEP) * STEP).tolist()
-        # NumPy's zeros, which come in huge pages: with torch's, which do not, this takes three times as long
+        # NumPy's zeros come in huge pages. With torch's, which do not, this takes three times as long.
         pixels = torch.from_numpy(np.zeros((len(images), 3, height, width), np.uint8))
         for canvas, image in zip(pixels, images, strict=True):
             canvas[:, :image.shape[1], :image.shape[2]] = image
@@ -41,16 +41,16 @@ class Decoded(Files):
 
 
 def decode_once(files: Files, folder: str, size: int, workers: int) -> Decoded:
-    """The same images, reduced, from a file in `folder`; if these files have none there, as they are now, write it.
+    """Read the images, reduced, from a file in `folder`; write that file first unless it matches them as they are now.
 
     Args:
-        files: whose names are paths.
-        size: of the reduced images' shorter side, pixels.
+        files: the images; their names must be paths.
+        size: shorter side of the reduced images, in pixels.
         workers: processes that decode; 0 decodes in this one.
     """
     path = Path(folder).absolute() / f"canvases_{size}_{file_states(files.names)}.bin"
     if not path.is_file():
-        half = path.with_suffix(f".{uuid4().hex[:8]}.half")   # its own, for another node may write there too
+        half = path.with_suffix(f".{uuid4().hex[:8]}.half")   # a name of its own: another node may write there too
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -83,7 +83,7 @@ def write(file: BinaryIO, files: Files, size: int, workers: int) -> None:
 
 
 class Reduced:
-    """The images as they are kept, None where one cannot be read."""
+    """The reduced images, None in place of one that cannot be read."""
 
     def __init__(self, read: Callable[[int], Tensor], size: int):
         self.read, self.size = read, size
@@ -96,10 +96,10 @@ class Reduced:
 
 
 def reduced(image: Tensor, size: int) -> Tensor:
-    """An image [3, H, W] of at most `size` pixels in its shorter side and twice that in its longer one."""
+    """The image [3, H, W], reduced to at most `size` pixels in its shorter side and twice that in its longer one."""
     sides = image.shape[-2:]
     scale = min(Fraction(1), Fraction(size, min(sides)), Fraction(2 * size, max(sides)))
-    # rounded down, as in torchvision's resize of the shorter side, so that `centre` sees what it would have made
+    # rounded down as torchvision's resize does, so that `centre` gets the size that it would have resized to
     return image if scale == 1 else F.resize(image, [max(1, int(side * scale)) for side in sides], antialias=True)
 
 
@@ -113,5 +113,5 @@ def read_canvas(path: Path, i: int) -> Tensor:
 
 @functools.cache
 def mapped(path: Path) -> np.ndarray:
-    """The bytes of a file, mapped once in each process: a source that travels to a worker takes only the path along."""
+    """The bytes of a file, mapped once in each process, so that a source sent to a worker carries only the path."""
     return np.asarray(np.memmap(path, np.uint8, "r"))

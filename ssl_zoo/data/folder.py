@@ -18,21 +18,21 @@ TRAIN_NAME, TEST_NAMES = "train", ("val", "valid", "validation", "test")
 class ImageFolder(Images):
     """The images of a folder, of any sizes: flat and unlabelled, or with one sub-folder for each class.
 
-    With the sub-folders train and val (or test), those are the two parts. Otherwise, where there are classes, a share
-    of each class is held out as the test part and never learnt from.
+    Sub-folders train and val (or test) are the two parts. Without them, if there are classes, a share of each class is
+    held out as the test part and never trained on.
 
     Args:
         root: the folder.
-        batch_size: images in a training batch, on each process.
-        held_out: share of each class that tests, where the folder has no test part.
-        evaluation_size: side of the plain images of evaluation, pixels.
-        train_images: use only so many images of the training part, the same ones in every run; all where left out.
+        batch_size: images in a training batch of each process.
+        held_out: share of each class to test on, if the folder has no test part.
+        evaluation_size: side in pixels of the images that evaluation sees.
+        train_images: use only this many training images, the same ones in every run; null uses all.
         workers: processes on each device that decode files.
         strict: refuse unreadable images instead of skipping them.
-        cache: folder in which to keep the images decoded, in a large file (0.3 MB an image at 256 pixels) that is
-            written before the first epoch and anew when an image changes; the views are then cut on the device. Left
-            out, the workers decode every image in every epoch and cut its views.
-        cache_size: shorter side to which kept images are reduced, pixels; the longer one to at most twice that.
+        cache: folder for the decoded images, one large file (0.3 MB an image at 256 pixels) that is written before the
+            first epoch, and again after an image has changed; views are then cut on the device. Without it the workers
+            decode every image in every epoch and cut its views.
+        cache_size: shorter side in pixels to which cached images are reduced; the longer side is at most twice that.
     """
 
     train: Files
@@ -77,7 +77,7 @@ class ImageFolder(Images):
         if not classes:
             return train, None, []
         test_paths = find_images(test_root) if test_root is not None else []
-        if test_root is not None and class_names(test_root, test_paths, least=1):   # else a pile without labels
+        if test_root is not None and class_names(test_root, test_paths, least=1):   # otherwise a pile without labels
             return train, self.files(test_root, test_paths, classes), classes
         kept, tested = hold_out(train.labels.numpy(), self.held_out)
         return train.subset(kept), train.subset(tested), classes
@@ -96,14 +96,14 @@ def find_images(root: Path) -> list[Path]:
 
 
 def class_names(root: Path, paths: list[Path], least: int = 2) -> list[str]:
-    """The sub-folders, where every image lies in one and there are at least so many; else none."""
+    """The sub-folders' names if every image is in one and there are at least `least` of them; otherwise none."""
     parts = [path.relative_to(root).parts for path in paths]
     names = sorted({part[0] for part in parts})
     return names if all(len(part) > 1 for part in parts) and len(names) >= least else []
 
 
 def hold_out(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Places to keep and to test on, always the same: this share of each class, but at least one image of each part."""
+    """Places to train and to test on: `share` of each class tests, always the same images, and each part gets one."""
     generator = np.random.default_rng(0)
     tested = [generator.permutation(places)[:min(max(1, round(share * len(places))), len(places) - 1)]
               for places in (np.flatnonzero(labels == label) for label in np.unique(labels))]
@@ -116,13 +116,13 @@ def read_nth(paths: list[Path], i: int) -> Tensor:
 
 
 def read_image(path: Path) -> Tensor:
-    """uint8 [3, H, W], upright; raises where the file is no whole image.
+    """Read an image as uint8 [3, H, W], upright; raises if the file is not a whole image.
 
-    With PIL: torchvision's decoder takes four fifths of its time, but is marked for removal.
+    This uses PIL. torchvision's decoder takes four fifths of its time but is marked for removal.
     """
     with Image.open(path) as file:
         image: Image.Image = ImageOps.exif_transpose(file)
-        if image.mode[0] in "IF":   # more than 8 bits, which PIL's conversion would cut off at 255
+        if image.mode[0] in "IF":   # more than 8 bits: PIL's conversion would cut them off at 255
             levels = np.asarray(image)
             if image.mode == "F" or levels.max() > 65535:
                 raise ValueError(f"{path} has 32-bit pixels, whose range nobody knows")

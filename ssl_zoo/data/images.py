@@ -1,4 +1,4 @@
-"""The data module that the others fill: a part to learn from and, where there is one, a part to test on."""
+"""The base of the data modules: images to train on and, if there are any, images to test on."""
 
 from abc import abstractmethod
 from typing import Any
@@ -12,17 +12,17 @@ from ssl_zoo.data.sources import Files, Loader, Resident
 from ssl_zoo.distributed import world_size
 
 HEALTH_IMAGES = 5000     # without labels, evaluation looks at this many
-EVALUATION_BATCH = 256   # images; without gradient they fit wherever a training batch does
+EVALUATION_BATCH = 256   # images; without gradients they fit wherever a training batch fits
 
 
 class Images(pl.LightningDataModule):
-    """Training batches without augmentation, and plain evaluation batches of both parts.
+    """Training batches without augmentation, and evaluation batches of the training and the test part.
 
     A subclass writes `load`; its batches are (uint8 images, canvases or crops, labels, index).
 
     Args:
-        batch_size: images in a training batch, on each process.
-        train_images: use only so many images of the training part, the same ones in every run; all where left out.
+        batch_size: images in a training batch of each process.
+        train_images: use only this many training images, the same ones in every run; null uses all.
         workers: processes on each device that decode files; sets in memory need none.
         strict: refuse unreadable images instead of skipping them.
     """
@@ -57,7 +57,7 @@ class Images(pl.LightningDataModule):
             self.check_batches()
 
     def check_batches(self) -> None:
-        """Refuse batches that cannot be, before anything runs."""
+        """Refuse a batch size that cannot work, before anything runs."""
         trainer: Any = self.trainer
         sizes = distributed.gather(torch.tensor([self.batch_size], device=trainer.strategy.root_device)).tolist()
         if len(set(sizes)) > 1:
@@ -70,7 +70,7 @@ class Images(pl.LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         trainer: Any = self.trainer
-        augment = getattr(trainer.lightning_module, "augment", None)   # other modules than ours may train on them too
+        augment = getattr(trainer.lightning_module, "augment", None)   # a stranger's module may have none
         source = self.train = self.train.to(trainer.strategy.root_device)
         if augment is not None and augment.backend == "torchvision" and isinstance(source, Resident):
             source = source.as_files()
@@ -79,9 +79,9 @@ class Images(pl.LightningDataModule):
         return Loader(source, self.batch_size, self.workers, training=True, strict=self.strict)
 
     def val_dataloader(self) -> list[Loader]:
-        """The evaluation pair, plain: the training part, then the test part.
+        """The training part, then the test part, both in order and without augmentation.
 
-        Without labels the training part alone, and at most 5,000 images of it: enough for its health.
+        Without labels it is the training part alone, at most 5,000 images of it: enough to measure its health.
         """
         if self.labelled and self.test is not None:
             parts = [self.train, self.test]
@@ -94,5 +94,5 @@ class Images(pl.LightningDataModule):
 
 
 def some(images: int, wanted: int) -> np.ndarray:
-    """The places of at most `wanted` of so many images: spread evenly by chance, the same ones every time."""
+    """Choose at most `wanted` of `images` places at random, the same every time, and return them in rising order."""
     return np.sort(np.random.default_rng(0).permutation(images)[:wanted])

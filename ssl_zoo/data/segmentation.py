@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import InterpolationMode
 
 from ssl_zoo.data.folder import read_image
 
-IGNORE = 255   # in a mask: nobody knows, or nobody asks
+IGNORE = 255   # in a mask: the class is unknown, or not to be counted
 VOC = ["background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
        "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
 
@@ -26,14 +26,14 @@ class Segmentation(NamedTuple):
 
 
 def read_segmentation(root: str | Path, split: str, size: tuple[int, int] | None = None) -> Segmentation:
-    """The images that ImageSets/Segmentation/<split>.txt lists, with their masks, from a folder in VOC's layout.
+    """Read the images that ImageSets/Segmentation/<split>.txt lists, with their masks, from a folder in VOC's layout.
 
     Args:
-        root: the folder with JPEGImages, SegmentationClass and ImageSets. The classes' names are in its classes.txt, a
-            line `number name` for each in rising order from 0; without that file they are Pascal VOC's.
+        root: the folder with JPEGImages, SegmentationClass and ImageSets. Its classes.txt names the classes, one line
+            `number name` each, in rising order from 0; without that file they are Pascal VOC's.
         split: train, val or whatever else has a list.
-        size: height and width to which images (antialiased) and masks (nearest pixel) are resized; left out, all
-            images must have one size.
+        size: height and width to which images (antialiased) and masks (nearest pixel) are resized. Without it all
+            images must have the same size.
     """
     root = Path(root)
     if not root.is_dir():
@@ -50,11 +50,11 @@ def read_segmentation(root: str | Path, split: str, size: tuple[int, int] | None
 
 
 def splits(root: str | Path) -> tuple[str, str]:
-    """The parts to learn from and to test on: train, and test where it has masks to list, else val."""
+    """The names of the parts to train and to test on: train, and test if it has masks, otherwise val."""
     root = Path(root)
     if not (root / "ImageSets" / "Segmentation" / "test.txt").is_file():
         return "train", "val"
-    masked = (root / "SegmentationClass" / f"{read_names(root, 'test')[0]}.png").is_file()   # Pascal VOC keeps its own
+    masked = (root / "SegmentationClass" / f"{read_names(root, 'test')[0]}.png").is_file()   # Pascal VOC hides its own
     return "train", "test" if masked else "val"
 
 
@@ -79,7 +79,7 @@ def read_names(root: Path, split: str) -> list[str]:
 
 
 def read_classes(root: Path) -> list[str]:
-    """The names in the order of their numbers; 255 may be listed, and is no class."""
+    """The names in the order of their numbers; 255 may be listed, but is not a class."""
     path = root / "classes.txt"
     if not path.is_file():
         return VOC
@@ -113,7 +113,7 @@ def read_pair(root: Path, name: str, classes: int, size: tuple[int, int] | None)
 
 
 def read_mask(path: Path) -> Tensor:
-    """uint8 [H, W]: the numbers of a palette's or a grey image's pixels, not their colours."""
+    """Read a mask as uint8 [H, W]: the numbers that a palette or grey image stores, not their colours."""
     with Image.open(path) as file:
         if file.mode not in ("P", "L"):
             raise ValueError(f"{path} is a picture of mode {file.mode}, and a mask is a palette (or 8-bit grey) PNG "

@@ -1,4 +1,4 @@
-"""Where images come from: tensors in memory, or files that workers decode; and the order in which they come."""
+"""Where images come from (tensors in memory, or files that workers decode) and the order in which they come."""
 
 import hashlib
 import os
@@ -49,7 +49,7 @@ class Resident:
         return Resident(self.images[torch.from_numpy(index)], self.labels[torch.from_numpy(index)])
 
     def to(self, device: torch.device) -> "Resident":
-        """On `device` where they take at most a quarter of its free memory, else where they are."""
+        """Move the images to `device` if they take at most a quarter of its free memory; otherwise they stay."""
         if device.type == "cuda" and self.images.nbytes > torch.cuda.mem_get_info(device)[0] / 4:
             return self
         return Resident(self.images.to(device), self.labels.to(device))
@@ -63,7 +63,7 @@ class Resident:
         return self.images[i].cpu()
 
     def fingerprint(self) -> str:
-        """Of pixels and labels: another one when any changes."""
+        """A hash that changes when any pixel or label changes."""
         digest = hashlib.blake2b(str(list(self.images.shape)).encode(), digest_size=8)
         for values in (self.images, self.labels):
             digest.update(values.cpu().contiguous().numpy().data)
@@ -75,13 +75,13 @@ class Resident:
 
 
 class Files:
-    """Images of any sizes, decoded where they are asked for.
+    """Images of any sizes, decoded when they are asked for.
 
     Args:
-        read: image number -> uint8 [3, H, W]; raises where it cannot.
-        names: of the images, for messages.
+        read: image number -> uint8 [3, H, W]; raises if the image cannot be read.
+        names: the images' names, for messages.
         labels: [N], -1 where unknown.
-        size: side of plain images, pixels: short side resized to 8/7 of it, then the centre.
+        size: side in pixels of plain images: the short side is resized to 8/7 of it, then the centre is cropped.
     """
 
     def __init__(self, read: Callable[[int], Tensor], names: Sequence[str], labels: Tensor, size: int):
@@ -99,7 +99,7 @@ class Files:
         return self
 
     def __getitem__(self, order: Order) -> Loaded:
-        """A plain batch leaves unreadable images out; a training batch takes the next readable one in their place."""
+        """A plain batch leaves unreadable images out; a training batch takes the next readable one instead."""
         images: list[Tensor] = []
         index: list[int] = []
         for i in order.places.tolist():
@@ -111,14 +111,14 @@ class Files:
                 index.append(place % len(self))
                 break
             else:
-                if order.key is not None:   # none can be read: do not try them all again for each
+                if order.key is not None:   # no image can be read: do not try them all again for each place
                     break
         found = torch.tensor(index, dtype=torch.long)
         batch = self.plain(images) if order.key is None or not images else self.for_training(images, order.key)
         return batch, self.labels[found], found
 
     def fingerprint(self) -> str:
-        """Of the files, their labels and the plain images' size: another one when any changes."""
+        """A hash that changes when a file, a label or the size of the plain images changes."""
         digest = hashlib.blake2b(f"{file_states(self.names)}{self.size}".encode(), digest_size=8)
         digest.update(self.labels.numpy().data)
         return digest.hexdigest()
@@ -128,12 +128,12 @@ class Files:
         return torch.stack(middles) if middles else torch.empty(0, 3, self.size, self.size).byte()
 
     def for_training(self, images: Sequence[Tensor], key: Key) -> Tensor | Canvases | Crops:
-        """What a training batch brings of its images."""
+        """What a training batch holds of its images: their crops, or plain images if there is no augmentation."""
         return self.plain(images) if self.augment is None else self.augment.cut(images, key)
 
 
 def centre(image: Tensor, size: int) -> Tensor:
-    """The middle of a uint8 image [3, H, W], size x size: the usual plain view of evaluation."""
+    """Crop the middle of a uint8 image [3, H, W] to size x size, as evaluation usually does."""
     short = round(size * 8 / 7)   # 256 for 224
     return F.center_crop(F.resize(image, [short], antialias=True), [size, size])
 
@@ -141,17 +141,17 @@ def centre(image: Tensor, size: int) -> Tensor:
 class Loader:
     """The batches of a data set, in an order that is a function of (seed, epoch) and this process's rank.
 
-    It keeps no random state; its only state is its place in the epoch, which a checkpoint of Lightning's saves.
+    It keeps no random state. Its only state is its place in the epoch, which Lightning's checkpoints save.
 
     Args:
         source: the images.
-        batch_size: of one process.
+        batch_size: images in a batch of one process.
         workers: processes that load ahead; 0 loads in this one.
-        training: shuffled, whole batches only, keys for views; else in order, plain, every image.
+        training: shuffled, whole batches only, with keys for views; otherwise every image in order, plain.
         strict: refuse unreadable images instead of skipping them.
     """
 
-    batch_sampler = None   # Lightning looks at it where there is a sampler
+    batch_sampler = None   # Lightning reads it if there is a sampler
 
     def __init__(self, source: Resident | Files, batch_size: int, workers: int = 0, *,
                  training: bool = False, strict: bool = False):
@@ -228,8 +228,7 @@ class Loader:
 
 
 def file_states(names: Sequence[str]) -> str:
-    """Of files as they are: another one when any is added, removed, renamed or changed. Other names count as they are.
-    """
+    """A hash that changes when a file is added, removed, renamed or written to; other names count as they are."""
     digest = hashlib.blake2b(digest_size=8)
     for name in names:
         digest.update(os.fsencode(f"\n{name}"))
@@ -244,7 +243,7 @@ def load_ahead(source: Any, plan: Sequence[Any], workers: int, pin_memory: bool 
     if not workers:
         return (source[item] for item in plan)
     return iter(DataLoader(source, batch_size=None, sampler=plan, num_workers=workers, collate_fn=as_it_is,
-                           generator=torch.Generator(),   # its own, to leave torch's alone
+                           generator=torch.Generator(),   # its own, so that torch's stays where it is
                            pin_memory=pin_memory))
 
 

@@ -14,17 +14,17 @@ from ssl_zoo.data.sources import Files, Resident
 
 
 class TorchvisionImages(Images):
-    """Any classification set of torchvision by name; those it keeps as arrays stay in memory.
+    """Any classification set of torchvision by name; sets that torchvision keeps as arrays stay in memory.
 
     Args:
-        name: of the class in torchvision.datasets, such as CIFAR10, STL10 or Flowers102.
-        root: folder of the files.
-        download: fetch them where they are missing.
-        train_split: the part to learn from, for sets that name their parts.
+        name: a class of torchvision.datasets, such as CIFAR10, STL10 or Flowers102.
+        root: folder for the files.
+        download: fetch missing files.
+        train_split: the part to train on, for sets that name their parts.
         test_split: the part to test on, for sets that name their parts.
-        batch_size: images in a training batch, on each process.
-        evaluation_size: side of the plain images of evaluation, pixels, for sets of files.
-        train_images: use only so many images of the training part, the same ones in every run; all where left out.
+        batch_size: images in a training batch of each process.
+        evaluation_size: side in pixels of the images that evaluation sees, for sets of files.
+        train_images: use only this many training images, the same ones in every run; null uses all.
         workers: processes on each device that decode files.
         strict: refuse unreadable images instead of skipping them.
     """
