@@ -21,7 +21,7 @@ import torch
 from learning import run, unpack
 from record import ROOT, commit, record
 
-from ssl_zoo.cli import quiet
+from ssl_zoo.cli.messages import quiet
 
 RECIPES = ("simclr", "moco", "swav", "dcl", "dclw", "mochi", "amcl")
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from record import data, record
 from torch import Tensor
 
-from ssl_zoo.cli import quiet
+from ssl_zoo.cli.messages import quiet
 from ssl_zoo.data import ArrayImages, Segmentation, read_segmentation
 from ssl_zoo.encoders import NarrowResNet
 from ssl_zoo.evaluation import IoU, dense_linear, encode_maps

@@ -13,7 +13,8 @@ import pytorch_lightning as pl
 from PIL import Image
 from record import ROOT, data, record
 
-from ssl_zoo.cli import Cli, quiet
+from ssl_zoo.cli.fit import Cli
+from ssl_zoo.cli.messages import quiet
 from ssl_zoo.evaluation import Report
 
 RECIPE = ROOT / "recipes/cifar10/simclr_cpu.yaml"

@@ -13,7 +13,7 @@ from pathlib import Path
 from learning import run, unpack
 from record import ROOT, commit, record
 
-from ssl_zoo.cli import quiet
+from ssl_zoo.cli.messages import quiet
 
 IMAGES, EPOCHS, SEEDS = 5000, 8, (0, 1, 2)   # 19 steps of 256 images an epoch
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssl_zoo"
 LAYERS = ["distributed schedules pictures", "views",
           "losses assignment memory heads encoders optim", "adaptive mixing export", "method",
-          "methods data monitor", "evaluation", "cli", "__main__"]
+          "methods data monitor checkpoints", "evaluation", "cli", "__main__"]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer.split()}
 LIGHTNING = {"method", "methods", "evaluation", "data", "monitor", "cli"}
 FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__init__.py"]

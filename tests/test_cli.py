@@ -15,7 +15,8 @@ import yaml
 from PIL import Image
 
 from ssl_zoo import load_encoder
-from ssl_zoo.cli import parse_error, run
+from ssl_zoo.cli import run
+from ssl_zoo.cli.messages import parse_error
 from ssl_zoo.pictures import GAP
 from ssl_zoo.views.preview import LINE, MATCHED, SIDE
 from ssl_zoo.views.specs import PRESETS

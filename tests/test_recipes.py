@@ -7,7 +7,8 @@ import torchvision
 import yaml
 from PIL import Image
 
-from ssl_zoo.cli import Cli, quiet
+from ssl_zoo.cli.fit import Cli
+from ssl_zoo.cli.messages import quiet
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(ROOT.glob("recipes/**/*.yaml"))

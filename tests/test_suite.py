@@ -11,7 +11,9 @@ import torchvision
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ssl_zoo.cli import name_of, own_data, run
+from ssl_zoo.checkpoints import own_data
+from ssl_zoo.cli import run
+from ssl_zoo.cli.evaluate import name_of
 from ssl_zoo.data import ArrayImages, ImageFolder
 from ssl_zoo.encoders import Encoder, NarrowResNet
 from ssl_zoo.evaluation import suite, summary
@@ -405,7 +407,7 @@ def test_encoders_are_called_by_their_runs_as_far_as_that_tells_them_apart():
 
 
 def test_an_equals_sign_in_a_path_is_no_weights(exported, tmp_path, monkeypatch):
-    from ssl_zoo.cli import read_encoder
+    from ssl_zoo.checkpoints import read_encoder
     monkeypatch.chdir(tmp_path)
     path = exported("lr=0.1/encoder", 0).removeprefix(f"{tmp_path}/")
     assert path == "lr=0.1/encoder.safetensors"
@@ -414,7 +416,7 @@ def test_an_equals_sign_in_a_path_is_no_weights(exported, tmp_path, monkeypatch)
 
 
 def test_a_model_starts_from_safetensors_too(tmp_path):
-    from ssl_zoo.cli import read_encoder
+    from ssl_zoo.checkpoints import read_encoder
     weights = torchvision.models.resnet18().state_dict()
     save_file(weights, tmp_path / "resnet18.safetensors")
     encoder = read_encoder(f"resnet18={tmp_path / 'resnet18.safetensors'}")
@@ -422,7 +424,7 @@ def test_a_model_starts_from_safetensors_too(tmp_path):
 
 
 def test_every_name_finds_its_encoder():
-    from ssl_zoo.cli import read_encoder
+    from ssl_zoo.checkpoints import read_encoder
     assert type(read_encoder("resnet18")).__name__ == "ResNet"
     assert type(read_encoder("mobilenet_v3_small")).__name__ == "Torchvision"
     assert issubclass(type(read_encoder("resnet18")), Encoder)

@@ -1,0 +1,74 @@
+"""What the commands say: one sentence for whatever was wrong, and how to put it right."""
+
+import difflib
+import inspect
+import logging
+import re
+import warnings
+from importlib import import_module
+
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from ssl_zoo import data, encoders, evaluation, methods, optim
+
+NOISE = re.compile("Does not validate|Subtypes:|Errors:|Given value|Expected a path|"
+                   "Expected a <class '(NoneType|collections.abc.Sequence)'>")
+
+
+def way_out(error: BaseException) -> str:
+    """What `error` says, and what to do where it is not ours and does not say."""
+    said = parse_error(str(error))   # jsonargparse wraps what a constructor says in its tree
+    if isinstance(error, MisconfigurationException) and re.search("accelerator|backend|CUDA|GPU", said):
+        return f"{said.rstrip('.!')}: this machine has none; run with --trainer.accelerator cpu, or auto"
+    return said
+
+
+def parse_error(message: str) -> str:
+    """jsonargparse's tree of attempts as one sentence: where in the recipe, what is wrong, what would be near."""
+    where, wrong, kind = [], [], None
+    for line in message.splitlines():
+        line = line.strip().removeprefix("- ")
+        key = re.match(r'(?:error: )?Parser key "([^"]+)":?\s*(.*)', line)
+        path = re.match(r"Problem with given class_path '([^']+)'", line)
+        if key:
+            where.append(key[1])
+            wrong += [key[2]] if key[2] else []
+        elif path:
+            kind = path[1]
+            where.append(kind.rpartition(".")[2])
+        elif line and not NOISE.match(line):
+            wrong.append(line)
+    choices = [line for line in wrong if "Expected a typing.Literal" in line]   # rows of views, or one of these names:
+    text = "; ".join(dict.fromkeys(line for line in wrong if line not in choices)) or "; ".join(choices) or message
+    if choice := re.search(r"Expected a typing.Literal\[(.+)\]", text):
+        text = f"expected one of {choice[1]}"
+    if unknown := re.search(r"Expected a dot import path string: (\w+)", text):
+        names = [name for module in (methods, data, evaluation, encoders, optim) for name in dir(module)]
+        near = difflib.get_close_matches(unknown[1], names, n=1)
+        text = f"there is no class {unknown[1]}" + (f"; did you mean {near[0]}?" if near else "")
+    if option := re.search(r"Option '([^']+)' is not accepted|does not accept option 'trainer.(\w+)'", text):
+        takes = parameters(kind or "pytorch_lightning.Trainer")
+        near = difflib.get_close_matches(option[1] or option[2], takes, n=1)
+        text += f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(takes)}"
+    return ": ".join([" > ".join(where), text] if where else [text])
+
+
+def parameters(path: str) -> list[str]:
+    """The options of a class by its import path, those of its bases included."""
+    module, _, name = path.rpartition(".")
+    kinds = inspect.getmro(getattr(import_module(module), name))
+    ours = path.partition(".")[0], "ssl_zoo."
+    return list(dict.fromkeys(option for kind in kinds if kind.__module__.startswith(ours)
+                              for option, parameter in inspect.signature(kind).parameters.items()
+                              if parameter.kind is not parameter.VAR_KEYWORD))
+
+
+def quiet() -> None:
+    """Lightning's hints about its own workings are not for the user of a recipe."""
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed",
+                 "pytorch_lightning.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*LightningCLI's args parameter.*", ".*LeafSpec.*",
+                    ".*smaller than the logging interval.*",
+                    ".*You have overridden `on_after_batch_transfer`.*", ".*sync_dist=True.*"):
+        warnings.filterwarnings("ignore", message)
