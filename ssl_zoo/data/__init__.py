@@ -1,10 +1,30 @@
-"""Data modules: uint8 images, labels and places; no augmentation, no normalisation."""
+"""Data modules: uint8 images, labels and places; no augmentation, no normalisation.
 
-from ssl_zoo.data.arrays import ArrayImages
-from ssl_zoo.data.digits import Digits
-from ssl_zoo.data.folder import ImageFolder
-from ssl_zoo.data.images import Images
-from ssl_zoo.data.segmentation import Segmentation, read_segmentation
-from ssl_zoo.data.torchvision_sets import TorchvisionImages
+The classes are imported when they are first asked for: `ssl_zoo.data.sources`, which evaluation reads, needs no
+Lightning.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ssl_zoo.data.arrays import ArrayImages
+    from ssl_zoo.data.digits import Digits
+    from ssl_zoo.data.folder import ImageFolder
+    from ssl_zoo.data.images import Images
+    from ssl_zoo.data.segmentation import Segmentation, read_segmentation
+    from ssl_zoo.data.torchvision_sets import TorchvisionImages
 
 __all__ = ["ArrayImages", "Digits", "ImageFolder", "Images", "Segmentation", "TorchvisionImages", "read_segmentation"]
+FILES = {"ArrayImages": "arrays", "Digits": "digits", "ImageFolder": "folder", "Images": "images",
+         "Segmentation": "segmentation", "TorchvisionImages": "torchvision_sets", "read_segmentation": "segmentation"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in FILES:
+        return getattr(import_module(f"{__name__}.{FILES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -3,13 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ssl_zoo.data.canvases import Decoded, decode_once
 from ssl_zoo.data.images import Images
-from ssl_zoo.data.sources import Files
+from ssl_zoo.data.sources import Files, read_image
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 TRAIN_NAME, TEST_NAMES = "train", ("val", "valid", "validation", "test")
@@ -113,18 +111,3 @@ def hold_out(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
 
 def read_nth(paths: list[Path], i: int) -> Tensor:
     return read_image(paths[i])
-
-
-def read_image(path: Path) -> Tensor:
-    """Read an image as uint8 [3, H, W], upright; raises if the file is not a whole image.
-
-    This uses PIL. torchvision's decoder takes four fifths of its time but is marked for removal.
-    """
-    with Image.open(path) as file:
-        image: Image.Image = ImageOps.exif_transpose(file)
-        if image.mode[0] in "IF":   # more than 8 bits: PIL's conversion would cut them off at 255
-            levels = np.asarray(image)
-            if image.mode == "F" or levels.max() > 65535:
-                raise ValueError(f"{path} has 32-bit pixels, whose range nobody knows")
-            image = Image.fromarray((levels // 257).astype(np.uint8))
-        return pil_to_tensor(image.convert("RGB"))

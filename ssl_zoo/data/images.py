@@ -3,12 +3,11 @@
 from abc import abstractmethod
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 
 from ssl_zoo import distributed
-from ssl_zoo.data.sources import Files, Loader, Resident
+from ssl_zoo.data.sources import Files, Loader, Resident, some
 from ssl_zoo.distributed import world_size
 
 HEALTH_IMAGES = 5000     # without labels, evaluation looks at this many
@@ -91,8 +90,3 @@ class Images(pl.LightningDataModule):
             raise ValueError(f"{min(map(len, parts))} images to evaluate cannot be shared by {world_size()} processes: "
                              "train on fewer devices")
         return [Loader(part, EVALUATION_BATCH, self.workers, strict=self.strict) for part in parts]
-
-
-def some(images: int, wanted: int) -> np.ndarray:
-    """Choose at most `wanted` of `images` places at random, the same every time, and return them in rising order."""
-    return np.sort(np.random.default_rng(0).permutation(images)[:wanted])
