@@ -30,11 +30,11 @@ from torch import Tensor
 
 from ssl_zoo.evaluation.features import Features
 from ssl_zoo.evaluation.health import alignment, feature_std, rankme, similarities, tolerance, uniformity
-from ssl_zoo.evaluation.knn import PROTOCOLS, knn_classes
-from ssl_zoo.evaluation.nearest import QUERIES, ROWS, SAMPLE
+from ssl_zoo.evaluation.knn import VOTES, knn_classes
+from ssl_zoo.evaluation.nearest import SAMPLE, TILE_QUERIES, TILE_ROWS
 from ssl_zoo.evaluation.retrieval import retrieval
 
-ONE = {"knn_instdisc": PROTOCOLS["knn_instdisc"]}
+ONE = {"knn_instdisc": VOTES["knn_instdisc"]}
 
 
 def features(images: int, width: int, seed: int, spread: float = 0.1) -> Features:
@@ -119,16 +119,16 @@ def memory() -> dict[str, Any]:
 
 def bound(queries: int, images: int, width: int, classes: int) -> float:
     """Megabytes of tensors that kNN by all protocols can need beside the features: its tiles, with their copies."""
-    k = max(protocol.k for protocol in PROTOCOLS.values())
+    k = max(vote.k for vote in VOTES.values())
     return 1e-6 * sum([
         4 * 4 * images,                                       # the norms of the bank, the places of the sample
         SAMPLE * width * (4 + 4 + 2),                         # the sample, and while it is drawn
-        (QUERIES + ROWS) * width * (4 + 4 + 2),               # a tile's two sides: in single precision, scaled, rough
-        QUERIES * max(ROWS, SAMPLE) * (2 + 2 + 8),            # their cosines, and the places of those that are high
-        QUERIES * (2 * k + ROWS) * (4 + 4),                   # the nearest so far
-        QUERIES * k * (4 + 4 + 8) * 4,                        # the nearest in order, and their labels
-        QUERIES * classes * 4 * 3,                            # votes
-        queries * 5 * 8 * len(PROTOCOLS) * 2])                # classes
+        (TILE_QUERIES + TILE_ROWS) * width * (4 + 4 + 2),   # a tile: in single precision, scaled, rough
+        TILE_QUERIES * max(TILE_ROWS, SAMPLE) * (2 + 2 + 8),   # their cosines and places
+        TILE_QUERIES * (2 * k + TILE_ROWS) * (4 + 4),                   # the nearest so far
+        TILE_QUERIES * k * (4 + 4 + 8) * 4,                        # the nearest in order, and their labels
+        TILE_QUERIES * classes * 4 * 3,                            # votes
+        queries * 5 * 8 * len(VOTES) * 2])                # classes
 
 
 def imagenet() -> dict[str, Any]:

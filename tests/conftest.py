@@ -12,6 +12,7 @@ import torch
 
 from ssl_zoo.data import ArrayImages
 from ssl_zoo.encoders import NarrowResNet
+from ssl_zoo.evaluation.protocol import Context
 from ssl_zoo.methods import SimCLR
 from ssl_zoo.schedules import WarmupCosine
 from ssl_zoo.views import Augmentation, ViewSpec
@@ -68,6 +69,11 @@ def trainer(folder, *callbacks, **options):
     return pl.Trainer(**{"accelerator": "cpu", "devices": 1, "default_root_dir": folder, "callbacks": list(callbacks),
                          "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
                          "enable_model_summary": False, "num_sanity_val_steps": 0, "max_epochs": 2} | options)
+
+
+def measured(protocol, train, test, running=True):
+    """The values that a protocol finds, as a run would log them."""
+    return {name: score.value for name, score in protocol.measure(train, test, Context(running=running)).scores.items()}
 
 
 def state(method):

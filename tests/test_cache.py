@@ -11,8 +11,8 @@ from PIL import Image
 from ssl_zoo.data import ArrayImages, ImageFolder
 from ssl_zoo.encoders import NarrowResNet
 from ssl_zoo.evaluation import cache
-from ssl_zoo.evaluation.cache import cached, check_finite, extract
-from ssl_zoo.evaluation.features import Features
+from ssl_zoo.evaluation.cache import cached, extract
+from ssl_zoo.evaluation.features import Features, require_finite
 from ssl_zoo.export import fingerprint
 from tests.conftest import same
 
@@ -66,11 +66,13 @@ def test_features_are_float32_also_under_autocast_and_float16_only_where_asked()
 def test_images_whose_features_are_not_finite_are_named():
     broken = features(5)
     broken.x[1, 2], broken.x[3, 0] = float("nan"), float("inf")
-    shifted = broken._replace(places=broken.places + 2)
-    with pytest.raises(ValueError, match="the features of 2 of 5 images are not finite, such as those of d, f: ") as e:
-        check_finite(shifted, "abcdefg")
+    with pytest.raises(ValueError, match="the features of 2 of 5 images are not finite, such as those of b, d, ") as e:
+        require_finite(broken.x, names="abcde")
     assert "\n" not in str(e.value)
-    check_finite(features(), "abcd")
+    assert "--half" not in str(e.value)
+    with pytest.raises(ValueError, match="leave out --half"):
+        require_finite(broken.x.half())
+    require_finite(features().x)
 
 
 # The file

@@ -19,15 +19,18 @@ from ssl_zoo import distributed
 from ssl_zoo.data import ArrayImages
 from ssl_zoo.data.sources import Files, Loader, Resident
 from ssl_zoo.encoders import NarrowResNet
-from ssl_zoo.evaluation import KNN, Health, LinearProbe, Neighbours
+from ssl_zoo.evaluation import Evaluation, score
 from ssl_zoo.evaluation.augmented import linear_simclr
-from ssl_zoo.evaluation.bayes import NaiveBayes
-from ssl_zoo.evaluation.features import FeatureCallback, Features, Pass, nearest_of_all, once
-from ssl_zoo.evaluation.knn import PROTOCOLS, knn_scores
+from ssl_zoo.evaluation.callback import ScoreRecorder, hardest
+from ssl_zoo.evaluation.features import Features, Pass, nearest_of_all, once
+from ssl_zoo.evaluation.knn import VOTES, knn_scores
 from ssl_zoo.evaluation.nearest import nearest
-from ssl_zoo.evaluation.recorder import ScoreRecorder, hardest
+from ssl_zoo.evaluation.protocol import Measured, Protocol, Quantity
+from ssl_zoo.evaluation.protocols.knn import Knn
+from ssl_zoo.evaluation.protocols.linear_cached import LinearCached
+from ssl_zoo.evaluation.protocols.naive_bayes import NaiveBayes
 from ssl_zoo.views import Augmentation, ViewSpec
-from tests.conftest import finish, same, simclr, state, trainer
+from tests.conftest import finish, measured, same, simclr, state, trainer
 
 PROCESSES, SECONDS = 2, 1800   # a limit for hangs: a busy machine takes minutes
 PARTS = 23, 9                    # images of the parts that two processes share
@@ -60,25 +63,30 @@ class OneByOne(Dataset):
         return self.images[place], place % 3, place
 
 
-class Shares(FeatureCallback):
+class Shares(Protocol):
     """knn_dino from this process's share of the bank, and the shares themselves."""
 
+    name = "shares"
+    quantities = {"shares": Quantity("as knn_dino")}
     sharded = True
 
-    def measure(self, train, test):
+    def measure(self, train, test, context):
         self.parts = train, test
-        k, temperature = PROTOCOLS["knn_dino"]
+        k, temperature = VOTES["knn_dino"]
         queries, wanted, known = map(distributed.gather_uneven, (test.x, test.labels, train.labels))
         cosines, rows = nearest(queries, train.x, k)
         cosines, labels = nearest_of_all(cosines, train.labels[rows], k)
         scores = knn_scores(cosines, labels, temperature, int(known.max()) + 1)
-        return {"shares": (scores.argmax(1) == wanted).float().mean().item()}
+        return Measured({"shares": score.number((scores.argmax(1) == wanted).double().mean().item())})
 
 
-class Whole(FeatureCallback):
-    def measure(self, train, test):
+class Whole(Protocol):
+    name = "whole"
+    quantities = {"images": Quantity("how many there are", percent=False)}
+
+    def measure(self, train, test, context):
         self.parts = train, test
-        return {"images": float(len(train.x) + len(test.x))}
+        return Measured({"images": score.number(float(len(train.x) + len(test.x)))})
 
 
 class Looked(pl.Callback):
@@ -124,7 +132,7 @@ def fit(folder, data, *callbacks, **options):
 def validate(folder, **options):
     """A Lightning validation of a user's own loaders: every callback's number, and the features that they saw."""
     shares, whole = Shares(), Whole()
-    running = trainer(folder, shares, whole, KNN(), LinearProbe(3), NaiveBayes(), Health(), **options)
+    running = trainer(folder, Evaluation([shares, whole, "knn", LinearCached(3), "naive_bayes", "health"]), **options)
     running.validate(simclr(), [DataLoader(OneByOne(images), 4) for images in PARTS], verbose=False)
     numbers = {name: value.item() for name, value in running.callback_metrics.items()}
     return {"numbers": numbers, "shares": [tuple(part) for part in shares.parts],
@@ -155,7 +163,7 @@ def what_one_process_sees(folder, **options):
     unlabelled = Resident(spotted([]).images, torch.tensor([0, 0, 1, -1, 0, 0]))
     found = []
     for method, test in ((broken(simclr()), spotted([3])), (simclr(), unlabelled)):
-        running = trainer(folder, KNN(), Health(), **options)
+        running = trainer(folder, Evaluation(["knn", "health"]), **options)
         running.validate(method, [Loader(spotted([]), 4), Loader(test, 4)], verbose=False)
         found.append(sorted(running.callback_metrics))
     return found
@@ -312,16 +320,16 @@ def test_on_one_process_the_nearest_are_what_they_are():
                           "image 2 of the training part, image 3 of the training part, and"),
 ])
 def test_images_whose_features_are_not_finite_are_named_and_nothing_is_measured(bright, said, value, tmp_path):
-    callbacks = [KNN(), LinearProbe(2), NaiveBayes(), Health()]
-    callbacks[0].latest = {"knn_dino": 0.9}                          # of an earlier epoch
-    running = trainer(tmp_path, *callbacks)
+    evaluation = Evaluation(["knn", LinearCached(2), "naive_bayes", "health"])
+    evaluation.latest = {"knn_dino": 0.9}                            # of an earlier epoch
+    running = trainer(tmp_path, evaluation)
     with pytest.warns(UserWarning, match="lower the learning rate") as warned:
         running.validate(broken(simclr(), value), [Loader(spotted(part), 4) for part in bright], verbose=False)
     found = [str(warning.message) for warning in warned if "finite" in str(warning.message)]
     assert len(found) == 1
     assert said in found[0]
     assert running.callback_metrics == {}
-    assert all(callback.latest == {} for callback in callbacks)
+    assert evaluation.latest == {}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -329,12 +337,13 @@ def test_a_file_whose_features_are_not_finite_is_named(tmp_path):
     parts = [spotted([]), spotted([4])]
     files = [Files(part.read, [f"{name}{i}.png" for i in range(6)], part.labels, 16)
              for name, part in zip(("train", "test"), parts, strict=True)]
+    running = trainer(tmp_path, Evaluation(["knn"]))
     with pytest.warns(UserWarning, match="such as those of test4.png, and nothing"):
-        trainer(tmp_path, KNN()).validate(broken(simclr()), [Loader(part, 4) for part in files], verbose=False)
+        running.validate(broken(simclr()), [Loader(part, 4) for part in files], verbose=False)
 
 
 def test_a_validation_after_one_with_nan_features_measures_again(tmp_path):
-    method, knn = simclr(), KNN()
+    method, knn = simclr(), Evaluation(["knn"])
     running = trainer(tmp_path, knn)
     running.validate(method, [Loader(spotted([]), 4)] * 2, verbose=False)
     expected = knn.latest
@@ -347,13 +356,13 @@ def test_a_validation_after_one_with_nan_features_measures_again(tmp_path):
 
 
 @pytest.mark.parametrize(("labels", "said"), [
-    (([2] * 6, [0, 1] * 3), "KNN measures accuracy, which needs two classes: all 6 training images have label 2"),
-    (([0, 1] * 3, [0, 1, -1] * 2), "KNN measures accuracy, which needs labels: put the images of each class into"),
-    (([0, 1, -1] * 2, [0, 1] * 3), "KNN measures accuracy, which needs labels: put the images of each class into"),
+    (([2] * 6, [0, 1] * 3), "knn: accuracy needs two classes: all 6 training images have label 2"),
+    (([0, 1] * 3, [0, 1, -1] * 2), "knn: accuracy needs labels: put the images of each class into"),
+    (([0, 1, -1] * 2, [0, 1] * 3), "knn: accuracy needs labels: put the images of each class into"),
 ])
 def test_what_accuracy_lacks_is_said_once_and_all_else_is_measured(labels, said, tmp_path):
     parts = [Resident(spotted([]).images, torch.tensor(own)) for own in labels]
-    running = trainer(tmp_path, KNN(), Health())
+    running = trainer(tmp_path, Evaluation(["knn", "health"]))
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         for _ in range(2):
@@ -363,8 +372,8 @@ def test_what_accuracy_lacks_is_said_once_and_all_else_is_measured(labels, said,
 
 
 def test_one_labelled_part_has_no_accuracy_either(tmp_path):
-    running = trainer(tmp_path, KNN())
-    with pytest.warns(UserWarning, match="KNN measures accuracy, which needs a test part, and these images have none"):
+    running = trainer(tmp_path, Evaluation(["knn"]))
+    with pytest.warns(UserWarning, match="knn: accuracy needs a test part, and these images have none"):
         running.validate(simclr(), [Loader(spotted([]), 4)], verbose=False)
     assert running.callback_metrics == {}
 
@@ -372,7 +381,7 @@ def test_one_labelled_part_has_no_accuracy_either(tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_one_class_in_the_test_part_alone_is_measured(tmp_path):
     test = Resident(spotted([]).images, torch.ones(6, dtype=torch.long))
-    running = trainer(tmp_path, KNN(("knn_dino",)))
+    running = trainer(tmp_path, Evaluation([Knn(("knn_dino",))]))
     running.validate(simclr(), [Loader(spotted([]), 4), Loader(test, 4)], verbose=False)
     assert running.callback_metrics.keys() == {"knn_dino"}
 
@@ -393,14 +402,14 @@ def test_naive_bayes_finds_the_most_probable_of_the_classes_as_densities(spread)
     everyone = [train.x[train.labels == c].tolist() for c in range(3)]
     found = [max(range(3), key=lambda c, x=x: log_density(x, everyone[c], everyone)) for x in test.x.tolist()]
     accuracy = np.mean(np.array(found) == test.labels.numpy())
-    assert NaiveBayes().measure(train, test) == {"naive_bayes": pytest.approx(accuracy)}
+    assert measured(NaiveBayes(), train, test) == {"naive_bayes": pytest.approx(accuracy)}
     assert (accuracy == 1) == (spread < 1)
 
 
 def test_a_class_that_only_the_test_part_has_is_never_predicted_by_naive_bayes():
     train, test = blobs(30, spread=0.5), blobs(10, spread=0.5, seed=1)
     strange = test._replace(labels=torch.where(test.labels == 2, 7, test.labels))
-    assert NaiveBayes().measure(train, strange) == {"naive_bayes": pytest.approx(0.7)}
+    assert measured(NaiveBayes(), train, strange) == {"naive_bayes": pytest.approx(0.7)}
 
 
 # Scores of positives and negatives
@@ -541,7 +550,7 @@ def test_nothing_is_recorded_of_one_image_which_has_no_negative(arrays, tmp_path
 # After a validation that measured nothing
 
 def test_features_that_are_not_finite_leave_the_last_sheet_of_neighbours(tmp_path):
-    running = trainer(tmp_path, Neighbours(), logger=TensorBoardLogger(tmp_path))
+    running = trainer(tmp_path, Evaluation(["neighbours"]), logger=TensorBoardLogger(tmp_path))
     parts = [Loader(spotted([]), 4), Loader(spotted([3]), 4)]
     running.validate(simclr(), parts, verbose=False)
     (left,) = tmp_path.rglob("neighbours.png")
@@ -551,24 +560,64 @@ def test_features_that_are_not_finite_leave_the_last_sheet_of_neighbours(tmp_pat
     assert left.stat().st_mtime_ns == before
 
 
-class Stops(FeatureCallback):
-    """Refuses what it is given, the first time."""
+class Stops(Protocol):
+    """Stops the run, the first time."""
 
-    def measure(self, train, test):
+    name, quantities, needs_labels = "stops", {}, False
+    said = False
+
+    def measure(self, train, test, context):
         self.seen = train.x
         if not self.said:
             self.said = True
-            raise ValueError("no")
-        return {}
+            raise KeyError("no")
+        return Measured({})
 
 
 def test_a_validation_after_one_that_broke_off_sees_its_own_features(tmp_path):
     stops = Stops()
-    running, parts = trainer(tmp_path, stops), [Loader(spotted([]), 4), Loader(spotted([3]), 4)]
-    with pytest.raises(ValueError, match="no"):
+    running, parts = trainer(tmp_path, Evaluation([stops])), [Loader(spotted([]), 4), Loader(spotted([3]), 4)]
+    with pytest.raises(KeyError, match="no"):
         running.validate(simclr(), parts, verbose=False)
     other = simclr()
     with torch.no_grad():
         other.encoder.backbone.conv1.weight *= -1
     running.validate(other, parts, verbose=False)
     assert torch.allclose(stops.seen, other.encode(parts[0].source.images), atol=1e-5)
+
+
+class Refuses(Protocol):
+    name, quantities, needs_labels = "refuses", {}, False
+
+    def measure(self, train, test, context):
+        raise ValueError("too few of something")
+
+
+def test_what_a_protocol_refuses_is_said_once_and_the_others_are_measured(tmp_path):
+    running = trainer(tmp_path, Evaluation([Refuses(), "health"]))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            running.validate(simclr(), [Loader(spotted([]), 4)] * 2, verbose=False)
+    assert [str(one.message) for one in warned].count("refuses: too few of something") == 1
+    assert "health/rankme" in running.callback_metrics
+
+
+def test_a_protocol_that_takes_long_is_refused_by_a_run_before_it_starts():
+    with pytest.raises(ValueError, match="linear_simclr takes too long for a run: leave it out"):
+        Evaluation(["knn", "linear_simclr"])
+
+
+def test_a_misspelt_protocol_is_named_with_what_is_near():
+    with pytest.raises(ValueError, match="there is no protocol logistics; did you mean logistic?"):
+        Evaluation(["logistics"])
+
+
+def test_of_several_evaluations_the_first_measures_for_all(tmp_path):
+    both = Evaluation(["naive_bayes"]), Evaluation(["health"])
+    running = trainer(tmp_path, both[0])
+    running.callbacks.append(both[1])                                # as the callbacks of older recipes are
+    for _ in range(2):
+        running.validate(simclr(), [Loader(spotted([]), 4)] * 2, verbose=False)
+    assert [[one.name for one in found.protocols] for found in both] == [["naive_bayes", "health"], []]
+    assert running.callback_metrics.keys() >= {"naive_bayes", "health/rankme"}

@@ -11,8 +11,8 @@ import torch
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 
+from ssl_zoo.evaluation import lowshot
 from ssl_zoo.evaluation.charts import (
-    CELL,
     COLOURS,
     LINES,
     MARKERS,
@@ -30,6 +30,10 @@ from ssl_zoo.evaluation.charts import (
     similarity_histogram,
 )
 from ssl_zoo.evaluation.score import Score, number
+
+
+def curves(columns, title):
+    return learning_curves(lowshot.cells(columns), title)
 
 
 def normal(*shape, seed=0):
@@ -68,7 +72,7 @@ DRAWN = {
     "map": lambda: feature_map(normal(8, 3), torch.arange(8) % 2, ["a", "b"], "x"),
     "few classes": lambda: confusion_matrix(whole_numbers(3, 9), whole_numbers(3, 9, seed=1), names(3), "x"),
     "many classes": lambda: confusion_matrix(whole_numbers(30, 99), whole_numbers(30, 99, seed=1), names(30), "x"),
-    "curves": lambda: learning_curves({"one": SOME, "two": SOME}, "x"),
+    "curves": lambda: curves({"one": SOME, "two": SOME}, "x"),
     "histogram": lambda: similarity_histogram(torch.arange(9), torch.arange(9).flip(0), torch.linspace(-1, 1, 10), "x"),
     "masks": lambda: mask_sheet(whole_numbers(256, 1, 3, 12, 16).byte(), whole_numbers(3, 1, 12, 16),
                                 whole_numbers(3, 1, 12, 16, seed=1), names(3), "x")}
@@ -471,7 +475,7 @@ def curve(container):
 
 
 def test_a_curve_has_the_mean_and_the_deviation_of_its_draws_in_percent():
-    figure = learning_curves({"mine": SCORES}, "few labels")
+    figure = curves({"mine": SCORES}, "few labels")
     per_class, percent = figure.axes
     x, y, bars = curve(per_class.containers[0])
     assert x == pytest.approx([1, 10], rel=0.1)
@@ -487,7 +491,7 @@ def test_a_curve_has_the_mean_and_the_deviation_of_its_draws_in_percent():
 
 
 def test_labels_per_class_have_a_logarithmic_axis_with_a_tick_for_each():
-    axes = learning_curves({"mine": SCORES}, "").axes
+    axes = curves({"mine": SCORES}, "").axes
     assert [panel.get_xscale() for panel in axes] == ["log", "log"]
     assert [[tick.get_text() for tick in panel.get_xticklabels()] for panel in axes] == [["1", "10"], ["1 %"]]
     assert axes[0].get_xticks().tolist() == [1, 10]
@@ -497,13 +501,13 @@ def test_labels_per_class_have_a_logarithmic_axis_with_a_tick_for_each():
 
 def test_points_are_joined_in_the_order_of_their_labels():
     scores = {f"lowshot/{n}/knn": number(n / 200) for n in (100, 2, 10)}
-    x, y, _ = curve(learning_curves({"mine": scores}, "").axes[0].containers[0])
+    x, y, _ = curve(curves({"mine": scores}, "").axes[0].containers[0])
     assert y == pytest.approx([1, 5, 50])
     assert x == pytest.approx([2, 10, 100])
 
 
 def test_two_encoders_differ_by_the_line_and_two_classifiers_by_colour_and_marker():
-    figure = learning_curves({"mine": SCORES, "theirs": SCORES}, "")
+    figure = curves({"mine": SCORES, "theirs": SCORES}, "")
     assert legend(figure) == ["mine: knn", "mine: naive_bayes", "theirs: knn", "theirs: naive_bayes"]
     lines = [container.lines[0] for container in figure.axes[0].containers]
     looks = {(line.get_color(), line.get_marker()) for line in lines}
@@ -517,7 +521,7 @@ def test_two_encoders_differ_by_the_line_and_two_classifiers_by_colour_and_marke
 
 
 def test_the_legend_shows_the_marks_that_are_drawn():
-    figure = learning_curves({"mine": SCORES, "theirs": {"lowshot/10%/logistic": draws(0.3, 0.4)}}, "")
+    figure = curves({"mine": SCORES, "theirs": {"lowshot/10%/logistic": draws(0.3, 0.4)}}, "")
     assert legend(figure) == ["mine: knn", "mine: naive_bayes", "theirs: logistic"]
     parts = figure.legends[0].findobj(Line2D)
     for panel in figure.axes:
@@ -530,21 +534,21 @@ def test_the_legend_shows_the_marks_that_are_drawn():
 
 
 def test_one_panel_is_enough_where_one_kind_was_measured():
-    figure = learning_curves({"mine": {"lowshot/5/knn": number(0.5)}}, "")
+    figure = curves({"mine": {"lowshot/5/knn": number(0.5)}}, "")
     assert len(figure.axes) == 1
     assert curve(figure.axes[0].containers[0])[2] == [pytest.approx((50, 50))]
 
 
 def test_scores_without_few_labels_are_refused():
-    with pytest.raises(ValueError, match="lowshot/<labels>/<classifier>"):
-        learning_curves({"mine": {"knn_dino": number(0.5), "lowshot/many/knn": number(0.5)}}, "")
+    with pytest.raises(ValueError, match="measure lowshot first"):
+        curves({"mine": {"knn_dino": number(0.5)}}, "")
 
 
-@pytest.mark.parametrize(("name", "parts"), [("lowshot/5/naive_bayes", ("5", "", "naive_bayes")),
-                                             ("lowshot/10%/knn", ("10", "%", "knn")),
-                                             ("lowshot/0.5%/knn", ("0.5", "%", "knn"))])
+@pytest.mark.parametrize(("name", "parts"), [("lowshot/5/naive_bayes", ("naive_bayes", 5, False)),
+                                             ("lowshot/10%/knn", ("knn", 10, True)),
+                                             ("lowshot/0.5%/knn", ("knn", 0.5, True))])
 def test_a_score_s_name_is_read_into_labels_percent_and_classifier(name, parts):
-    assert CELL.fullmatch(name).groups() == parts
+    assert lowshot.cells({"mine": {name: number(0.5), "knn_dino": number(0.1)}})[0][:4] == ("mine", *parts)
 
 
 # Similarities

@@ -355,7 +355,7 @@ def test_labels_and_features_that_no_class_has_are_named(classify):
     with pytest.raises(ValueError, match=r"^0 images: "):
         classify(x[:0], torch.zeros(0).long(), 3)
     x[2, 1] = math.nan
-    with pytest.raises(ValueError, match=r"^1 of 4 features are not finite, the first at row 2"):
+    with pytest.raises(ValueError, match=r"^the features of 1 of 4 images are not finite, such as those of row 2,"):
         classify(x, torch.tensor([0, 1, 2, 0]), 3)
 
 

@@ -283,7 +283,7 @@ def test_a_flat_folder_trains_and_says_that_accuracy_needs_labels(recipe, capsys
         Image.new("RGB", (30 + i, 40), (12 * i, 80, 255 - 12 * i)).save(f"flat/{i}.png")
     recipe["data"] = {"class_path": "ImageFolder",
                       "init_args": {"root": "flat", "batch_size": 8, "evaluation_size": 32, "workers": 0}}
-    with pytest.warns(UserWarning, match="KNN measures accuracy, which needs labels"):
+    with pytest.warns(UserWarning, match="knn, linear_cached: accuracy needs labels"):
         fit(recipe)
     printed = capsys.readouterr().out
     assert "health/rankme" in printed

@@ -13,13 +13,18 @@ from sklearn.linear_model import LogisticRegression
 
 from ssl_zoo.data import ArrayImages
 from ssl_zoo.data.sources import Loader
-from ssl_zoo.evaluation import KNN, Health, LinearProbe, Neighbours
-from ssl_zoo.evaluation.features import FeatureCallback, Features, Pass
+from ssl_zoo.evaluation import Evaluation, score
+from ssl_zoo.evaluation.features import Features, Pass
 from ssl_zoo.evaluation.linear import train_head
 from ssl_zoo.evaluation.neighbours import Found, find_neighbours, neighbour_sheet
+from ssl_zoo.evaluation.protocol import Measured, Protocol, Quantity
+from ssl_zoo.evaluation.protocols.health import Health
+from ssl_zoo.evaluation.protocols.knn import Knn
+from ssl_zoo.evaluation.protocols.linear_cached import LinearCached
+from ssl_zoo.evaluation.protocols.neighbours import Neighbours
 from ssl_zoo.evaluation.report import highest
 from ssl_zoo.pictures import INK, PAPER, TILE, WRONG, Tile, publish, resized, sheet, shorten, to_tensor
-from tests.conftest import finish, simclr, trainer
+from tests.conftest import finish, measured, simclr, trainer
 
 
 def normal(*shape, seed=0):
@@ -113,9 +118,9 @@ def test_a_head_sees_all_images_in_another_order_in_each_epoch():
 def test_the_probe_measures_within_evaluation_and_keeps_its_head_in_the_checkpoint(mode):
     with mode():
         train, test = as_floats(blobs(90)), as_floats(blobs(50, seed=1))
-        probe = LinearProbe(3)
-        assert probe.measure(train, test) == {"linear_cached_3_epochs": 1.0}
-    other = LinearProbe(3)
+        probe = LinearCached(3)
+        assert measured(probe, train, test) == {"linear_cached_3_epochs": 1.0}
+    other = LinearCached(3)
     other.load_state_dict(probe.state_dict())
     assert other.head.keys() == {"mean", "std", "linear.weight", "linear.bias"}
     assert all(torch.equal(value, probe.head[name]) for name, value in other.head.items())
@@ -125,19 +130,21 @@ def test_the_probe_measures_within_evaluation_and_keeps_its_head_in_the_checkpoi
 def test_the_probe_does_not_see_the_scale_of_the_features(scale):
     train, test = as_floats(blobs(60, spread=4.0)), as_floats(blobs(40, spread=4.0, seed=1))
     scaled = (part._replace(x=scale * part.x) for part in (train, test))
-    assert LinearProbe(5).measure(*scaled) == LinearProbe(5).measure(train, test)
+    assert measured(LinearCached(5), *scaled) == measured(LinearCached(5), train, test)
 
 
 def test_only_ninety_epochs_have_the_protocols_plain_name():
-    assert [LinearProbe(epochs).protocol for epochs in (90, 10)] == ["linear_cached", "linear_cached_10_epochs"]
+    train = as_floats(blobs(6))
+    names = [name for epochs in (90, 10) for name in measured(LinearCached(epochs), train, train)]
+    assert names == ["linear_cached", "linear_cached_10_epochs"]
     with pytest.raises(ValueError, match="at least 1 epoch, not 0"):
-        LinearProbe(0)
+        LinearCached(0)
 
 
 def test_a_class_that_only_the_test_part_has_is_no_trouble_for_the_probe():
     train, test = as_floats(blobs(30)), as_floats(blobs(10, seed=1))
     strange = Features(test.x, torch.where(test.labels == 2, 4, test.labels), test.places)
-    assert LinearProbe(3).measure(train, strange)["linear_cached_3_epochs"] == pytest.approx(0.7)
+    assert measured(LinearCached(3), train, strange)["linear_cached_3_epochs"] == pytest.approx(0.7)
 
 
 # Which features the metrics see
@@ -146,8 +153,7 @@ def test_features_come_in_the_order_of_the_images_whatever_the_order_of_the_batc
     shuffled, done = torch.randperm(11, generator=torch.Generator().manual_seed(0)), Pass()
     for part in (1, 0):
         for number, places in enumerate(shuffled.split(4)):
-            for _ in range(2):                                        # two callbacks bring the same batch
-                done.add(part, number, Features(10.0 * places[:, None] + part, places % 3, places))
+            done.add(part, number, Features(10.0 * places[:, None] + part, places % 3, places))
     train, test = done.parts()
     for part, found in enumerate((train, test)):
         assert found.x[:, 0].tolist() == [10 * place + part for place in range(11)]
@@ -180,40 +186,44 @@ def test_two_processes_both_see_the_features_that_one_would_see(tmp_path):
                 assert torch.equal(one, expected)
 
 
-class Keep(FeatureCallback):
+class Keep(Protocol):
     """Keeps what it was given, and measures one number."""
 
+    name = "keep"
+    quantities = {"answer": Quantity("the answer", percent=False)}
     needs_labels = False
 
-    def measure(self, train, test):
+    def measure(self, train, test, context):
         self.parts = train, test
-        return {"answer": 42.0}
+        return Measured({"answer": score.number(42.0)})
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("batch", [7, 60])
-def test_every_metric_of_a_validation_sees_the_encoders_features_of_both_parts(batch, data, tmp_path):
-    method, kept, probe = simclr(), (Keep(), Keep()), LinearProbe(2)
+def test_every_protocol_of_a_validation_sees_the_encoders_features_of_both_parts(batch, data, tmp_path):
+    method, kept = simclr(), (Keep(), Keep())
     data.setup("validate")
-    running = trainer(tmp_path, *kept, KNN(), probe, Health())
+    evaluation = Evaluation([*kept, "knn", LinearCached(2), "health"])
+    running = trainer(tmp_path, evaluation)
     running.validate(method, [Loader(data.train, batch), Loader(data.test, batch)], verbose=False)
-    for callback in kept:
-        for found, part in zip(callback.parts, (data.train, data.test), strict=True):
+    for protocol in kept:
+        for found, part in zip(protocol.parts, (data.train, data.test), strict=True):
             assert torch.allclose(found.x, method.encode(part.images), atol=1e-5)
             assert found.x.dtype == torch.float32
             assert torch.equal(found.labels, part.labels)
             assert torch.equal(found.places, torch.arange(len(part)))
     train, test = kept[0].parts
-    expected = {"answer": 42, **KNN().measure(train, test),
-                **LinearProbe(2).measure(train, test), **Health().measure(train, test)}
+    expected = {"answer": 42.0}
+    for protocol in (Knn(), LinearCached(2), Health()):
+        expected |= measured(protocol, train, test)
     assert {name: value.item() for name, value in running.callback_metrics.items()} == pytest.approx(expected)
-    assert probe.latest == pytest.approx(LinearProbe(2).measure(train, test))
+    assert evaluation.latest == pytest.approx(expected)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_second_validation_sees_the_features_of_then(data, tmp_path):
     method, keep = simclr(), Keep()
-    running = trainer(tmp_path, keep)
+    running = trainer(tmp_path, Evaluation([keep]))
     running.validate(method, data, verbose=False)
     before = keep.parts[0].x
     with torch.no_grad():
@@ -226,7 +236,7 @@ def test_a_second_validation_sees_the_features_of_then(data, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_without_labels_health_is_measured_and_accuracy_is_not(tmp_path):
     np.savez(tmp_path / "images.npz", train_images=noise(9, 8, 8))
-    running = trainer(tmp_path, KNN(), LinearProbe(2), Health(), keep := Keep())
+    running = trainer(tmp_path, Evaluation(["knn", LinearCached(2), "health", keep := Keep()]))
     running.validate(simclr(), ArrayImages(str(tmp_path / "images.npz"), batch_size=4), verbose=False)
     assert running.callback_metrics.keys() == {"answer", "health/feature_std", "health/rankme", "health/uniformity"}
     assert keep.parts[0] is keep.parts[1]
@@ -237,10 +247,10 @@ def test_without_labels_health_is_measured_and_accuracy_is_not(tmp_path):
 def test_neighbours_are_the_nearest_training_images_and_never_the_query_itself(own):
     train = as_floats(blobs(30, spread=3.0))
     test = train if own else as_floats(blobs(20, spread=3.0, seed=1))
-    pictured = Neighbours(queries=4)
-    assert pictured.measure(train, test) == {}
-    assert len(pictured.found) == 4
-    for (part, query, label), *near in pictured.found:
+    assert measured(Neighbours(queries=4), train, test) == {}
+    found = find_neighbours(train, test, 4)
+    assert len(found) == 4
+    for (part, query, label), *near in found:
         assert (part, label) == (-1, test.labels[query])
         by_cosine = sorted(range(30), key=lambda i, query=query: -cosine(train.x[i].tolist(), test.x[query].tolist()))
         expected = [i for i in by_cosine if not (own and i == query)][:8]
@@ -386,14 +396,15 @@ def test_a_picture_is_published_as_a_file_and_where_the_logger_takes_images(tmp_
 # A run's report
 
 def test_the_best_epoch_is_named_apart_from_the_last_and_is_never_the_untrained_one():
-    columns = {"raw pixels": {"knn": 1.0}, "untrained encoder": {"knn": 0.9, "probe": 0.9},
-               "epoch 1": {"knn": 0.5, "health/rankme": 9.0}, "epoch 2": {"knn": 0.625, "probe": 0.25},
-               "epoch 3": {"knn": 0.625, "probe": 0.125, "health/rankme": 8.0}}
-    assert highest(columns).endswith("no result: knn 62.5 % (epoch 2), probe 25.0 % (epoch 2)\n")
-    assert highest(columns).startswith("\nhighest of 3 evaluations, chosen by the test part")
+    columns = {"raw pixels": {"knn_dino": 1.0}, "untrained encoder": {"knn_dino": 0.9, "logistic": 0.9},
+               "epoch 1": {"knn_dino": 0.5, "health/rankme": 9.0}, "epoch 2": {"knn_dino": 0.625, "logistic": 0.25},
+               "epoch 3": {"knn_dino": 0.625, "logistic": 0.125, "health/rankme": 8.0}}
+    for protocols in ([], [Knn()]):                                       # those that the run no longer has are known
+        assert highest(columns, protocols).endswith("no result: knn_dino 62.5 % (epoch 2), logistic 25.0 % (epoch 2)\n")
+        assert highest(columns, protocols).startswith("\nhighest of 3 evaluations, chosen by the test part")
 
 
-@pytest.mark.parametrize("columns", [{}, {"untrained encoder": {"knn": 0.1}, "epoch 9": {"knn": 0.2}},
+@pytest.mark.parametrize("columns", [{}, {"untrained encoder": {"logistic": 0.1}, "epoch 9": {"logistic": 0.2}},
                                      {"epoch 1": {"health/rankme": 1.0}, "epoch 2": {"health/rankme": 2.0}}])
 def test_without_a_choice_no_best_epoch_is_named(columns):
-    assert highest(columns) == ""
+    assert highest(columns, []) == ""

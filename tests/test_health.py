@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_zoo.evaluation import Health
 from ssl_zoo.evaluation.features import Features
 from ssl_zoo.evaluation.health import BINS, alignment, feature_std, rankme, similarities, tolerance, uniformity
+from ssl_zoo.evaluation.protocols.health import Health
+from tests.conftest import measured
 
 
 def normal(*shape, seed=0):
@@ -282,13 +283,13 @@ def test_half_precision_changes_little(dtype):
 
 def test_health_warns_of_a_collapse_and_of_nothing_else(recwarn):
     healthy = features(normal(40, 8).float())
-    numbers = Health().measure(healthy, healthy)
+    numbers = measured(Health(), healthy, healthy)
     assert list(numbers) == ["health/feature_std", "health/rankme", "health/uniformity"]
     assert list(numbers.values()) == [feature_std(healthy.x), rankme(healthy.x), uniformity(healthy.x)]
     assert not recwarn
     collapsed = features(torch.ones(40, 8) + 1e-4 * normal(40, 8).float())
     with pytest.warns(UserWarning, match="the encoder has collapsed; try a lower learning rate"):
-        Health().measure(collapsed, collapsed)
+        measured(Health(), collapsed, collapsed)
 
 
 def test_health_looks_at_five_thousand_images_from_everywhere():
@@ -296,4 +297,4 @@ def test_health_looks_at_five_thousand_images_from_everywhere():
     x[5500:, 1] = -1                                                  # every twelfth image is another
     share = 1 / 12
     expected = math.sqrt(2) * math.sqrt(0.5 * 4 * share * (1 - share)) / 2
-    assert Health().measure(features(x), features(x))["health/feature_std"] == pytest.approx(expected, rel=0.01)
+    assert measured(Health(), features(x), features(x))["health/feature_std"] == pytest.approx(expected, rel=0.01)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from ssl_zoo.evaluation import KNN
 from ssl_zoo.evaluation import nearest as module
 from ssl_zoo.evaluation.features import Features
-from ssl_zoo.evaluation.knn import PROTOCOLS, Protocol, knn, knn_classes, knn_scores
+from ssl_zoo.evaluation.knn import VOTES, Vote, knn, knn_classes, knn_scores
 from ssl_zoo.evaluation.nearest import nearest, nearest_by_chunk
+from ssl_zoo.evaluation.protocols.knn import Knn
+from tests.conftest import measured
 
 
 def normal(*shape, seed=0):
@@ -53,7 +54,7 @@ WAYS = ["search", "sieve"]
 @pytest.fixture(params=WAYS)
 def way(request, monkeypatch):
     """Small tiles, and the choice between the search by exact products alone and that with rough ones first."""
-    for name, value in (("QUERIES", 6), ("ROWS", 16), ("SAMPLE", 32)):
+    for name, value in (("TILE_QUERIES", 6), ("TILE_ROWS", 16), ("SAMPLE", 32)):
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(module, "fast_bfloat16", lambda: request.param == "sieve")
     return request.param
@@ -75,7 +76,7 @@ def test_the_nearest_are_those_of_a_brute_force(way, images, k, dtype):
 @pytest.mark.parametrize(("queries", "rows", "sample"), [(1, 1, 1), (2, 3, 5), (7, 7, 20), (100, 100, 100)])
 @pytest.mark.parametrize("k", [1, 20, 99])
 def test_tiles_change_no_neighbour(queries, rows, sample, k, monkeypatch):
-    for name, value in (("QUERIES", queries), ("ROWS", rows), ("SAMPLE", sample)):
+    for name, value in (("TILE_QUERIES", queries), ("TILE_ROWS", rows), ("SAMPLE", sample)):
         monkeypatch.setattr(module, name, value)
     bank, queried = normal(99, 3), normal(7, 3, seed=1)
     for fast in (False, True):
@@ -244,7 +245,7 @@ def test_scores_classes_and_accuracy_are_those_of_the_equation_as_a_loop(k, temp
                             dtype=torch.float64)
     cosines, places = nearest(queries, bank, k)
     assert torch.allclose(knn_scores(cosines, labels[places], temperature, 7), expected, atol=1e-12)
-    train, test, protocols = features(bank, labels), features(queries, wanted), {"it": Protocol(k, temperature)}
+    train, test, protocols = features(bank, labels), features(queries, wanted), {"it": Vote(k, temperature)}
     chosen = [[c if row[c] > 0 else -1 for c in sorted(range(7), key=row.__getitem__, reverse=True)[:5]]
               for row in expected.tolist()]
     assert knn_classes(train, test, protocols)["it"].tolist() == chosen
@@ -270,16 +271,16 @@ def test_scores_are_those_of_the_reference(k, temperature, expected):
     assert places[0].tolist() == [0, 1, 2, 3][:k]
     assert knn_scores(cosines, labels[places], temperature, 3)[0].tolist() == pytest.approx(expected, abs=1e-9)
     for right in range(3):
-        found = accuracy(features(bank, labels), features(query, [right]), Protocol(k, temperature))
+        found = accuracy(features(bank, labels), features(query, [right]), Vote(k, temperature))
         assert found == (right == expected.index(max(expected)))
 
 
 def test_all_protocols_from_one_search_are_those_of_one_search_each(way):
     train, test = blobs(250, classes=8, spread=9.0), blobs(40, classes=8, spread=9.0, seed=1)
     scores = knn(train, test)
-    assert list(scores) == [f"{name}{suffix}" for name in PROTOCOLS for suffix in ("", "_top5")]
+    assert list(scores) == [f"{name}{suffix}" for name in VOTES for suffix in ("", "_top5")]
     assert scores["knn_dino_10"].value != scores["knn_dino_200"].value
-    for name, protocol in PROTOCOLS.items():
+    for name, protocol in VOTES.items():
         for suffix in ("", "_top5"):
             alone = knn(train, test, {name: protocol})[name + suffix]
             assert torch.equal(scores[name + suffix].units, alone.units)
@@ -288,23 +289,23 @@ def test_all_protocols_from_one_search_are_those_of_one_search_each(way):
 def test_more_neighbours_than_the_bank_has_are_all_of_it():
     train, test = blobs(7), blobs(5, seed=1)
     assert nearest(test.x, train.x, 200)[1].sort().values.tolist() == [list(range(7))] * 5
-    for protocol in PROTOCOLS.values():
-        assert accuracy(train, test, protocol) == accuracy(train, test, Protocol(7, protocol.temperature))
+    for protocol in VOTES.values():
+        assert accuracy(train, test, protocol) == accuracy(train, test, Vote(7, protocol.temperature))
 
 
 @pytest.mark.parametrize("train_labels", [[0, 1, 5], [5, 1, 0]])
 def test_a_class_that_one_of_the_parts_lacks_is_no_trouble(train_labels):
     x = torch.eye(3, dtype=torch.float64)
     train = features(x, train_labels)
-    assert accuracy(train, features(x[:1], train_labels[:1]), Protocol(1, 0.1)) == 1      # the test part lacks two
-    assert accuracy(train, features(x[:2], [train_labels[0], 7]), Protocol(1, 0.1)) == 0.5      # training lacks 7
+    assert accuracy(train, features(x[:1], train_labels[:1]), Vote(1, 0.1)) == 1      # the test part lacks two
+    assert accuracy(train, features(x[:2], [train_labels[0], 7]), Vote(1, 0.1)) == 0.5      # training lacks 7
 
 
 def test_a_class_without_any_vote_is_not_among_the_five():
     train = features(torch.eye(8, dtype=torch.float64), list(range(8)))
     test = features(torch.eye(8, dtype=torch.float64)[[6, 6, 6]], [6, 0, 7])
-    assert knn_classes(train, test, {"one": Protocol(1, 0.1)})["one"].tolist() == [[6, -1, -1, -1, -1]] * 3
-    assert knn(train, test, {"one": Protocol(1, 0.1)})["one_top5"].units.tolist() == [1, 0, 0]
+    assert knn_classes(train, test, {"one": Vote(1, 0.1)})["one"].tolist() == [[6, -1, -1, -1, -1]] * 3
+    assert knn(train, test, {"one": Vote(1, 0.1)})["one_top5"].units.tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize("classes", [1, 3])
@@ -325,7 +326,7 @@ def test_no_test_image_of_unknown_class_counts_as_right():
     """Where nobody votes for a fifth class its place is -1, as a label that is unknown."""
     train, test = blobs(30), blobs(3, seed=1)
     unknown = test._replace(labels=torch.tensor([-1, -1, -1]))
-    assert knn(train, unknown, {"one": Protocol(1, 0.1)})["one_top5"].units.tolist() == [0, 0, 0]
+    assert knn(train, unknown, {"one": Vote(1, 0.1)})["one_top5"].units.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -342,14 +343,14 @@ def test_votes_do_not_overflow_in_half_precision(dtype, temperature):
 def test_half_precision_finds_the_classes_that_double_precision_finds(dtype):
     train, test = blobs(60), blobs(30, seed=1)
     halves = [part._replace(x=(100 * part.x).to(dtype)) for part in (train, test)]
-    for protocol in (Protocol(5, 0.07), Protocol(20, 0.1)):
+    for protocol in (Vote(5, 0.07), Vote(20, 0.1)):
         assert accuracy(*halves, protocol) == accuracy(train, test, protocol) == 1
 
 
 def test_the_protocols_are_those_that_the_papers_name():
-    assert PROTOCOLS == {"knn_instdisc": (200, 0.1), "knn_dino": (20, 0.07), "knn_dino_10": (10, 0.07),
+    assert VOTES == {"knn_instdisc": (200, 0.1), "knn_dino": (20, 0.07), "knn_dino_10": (10, 0.07),
                          "knn_dino_100": (100, 0.07), "knn_dino_200": (200, 0.07)}
     train, test = as_floats(blobs(50, spread=6.0)), as_floats(blobs(40, spread=6.0, seed=1))
-    assert KNN().measure(train, test) == {name: accuracy(train, test, PROTOCOLS[name])
+    assert measured(Knn(), train, test) == {name: accuracy(train, test, VOTES[name])
                                           for name in ("knn_instdisc", "knn_dino")}
-    assert list(KNN(("knn_dino",)).measure(train, test)) == ["knn_dino"]
+    assert list(measured(Knn(("knn_dino",)), train, test)) == ["knn_dino"]

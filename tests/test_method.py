@@ -7,7 +7,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from ssl_zoo.data import ArrayImages
 from ssl_zoo.encoders import NarrowResNet
-from ssl_zoo.evaluation import KNN, Health, LinearProbe, Neighbours
+from ssl_zoo.evaluation import Evaluation
+from ssl_zoo.evaluation.protocols.linear_cached import LinearCached
 from ssl_zoo.methods import SimCLR
 from ssl_zoo.schedules import WarmupCosine
 from ssl_zoo.views import Augmentation, Key, ViewSpec
@@ -105,8 +106,9 @@ def test_biases_and_norms_do_not_decay(tmp_path, data):
 ])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, data, steps, when):
     def run(folder, *more, **options):
-        probe, saving = LinearProbe(2), ModelCheckpoint(folder, save_top_k=-1, **when)
-        running = trainer(tmp_path, KNN(), probe, saving, *more, max_epochs=3, enable_checkpointing=True)
+        probe = Evaluation(["knn", LinearCached(2)])
+        saving = ModelCheckpoint(folder, save_top_k=-1, **when)
+        running = trainer(tmp_path, probe, saving, *more, max_epochs=3, enable_checkpointing=True)
         running.fit(model := simclr(), datamodule=data, **options)
         return {"weights": state(model), "optimizer": running.optimizers[0].state_dict(),
                 "schedule": running.lr_scheduler_configs[0].scheduler.state_dict(), "probe": probe.state_dict(),
@@ -128,7 +130,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, data, step
 def test_evaluation_changes_nothing_of_the_run(tmp_path, data):
     with_it, without = simclr(), simclr()
     assert same(state(with_it), state(without))
-    for model, callbacks in ((with_it, [KNN(), LinearProbe(2), Health(), Neighbours()]), (without, [])):
+    for model, callbacks in ((with_it, [Evaluation(["knn", LinearCached(2), "health", "neighbours"])]), (without, [])):
         pl.seed_everything(1)
         running = trainer(tmp_path, *callbacks, **({} if callbacks else {"limit_val_batches": 0}))
         running.fit(model, datamodule=data)

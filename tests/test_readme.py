@@ -17,7 +17,7 @@ from PIL import Image
 
 from ssl_zoo.cli import run
 from ssl_zoo.data import ArrayImages
-from ssl_zoo.evaluation.summary import PROTOCOLS
+from ssl_zoo.evaluation.protocols import find, names
 from tests import test_contract as contract
 from tests.conftest import small
 from tests.test_recipes import SmallCIFAR10
@@ -119,4 +119,5 @@ def test_the_method_of_ones_own_keeps_the_contract(tmp_path, arrays, monkeypatch
 
 def test_every_protocol_is_explained_in_the_words_of_the_reports():
     table = dict(re.findall(r"^\| `([\w/]+)` \| (.+) \|$", TEXT.partition("## Methods")[0], re.MULTILINE))
-    assert table == PROTOCOLS
+    assert table == {key: found.sentence for protocol in map(find, names())
+                     for key, found in protocol.quantities.items()}

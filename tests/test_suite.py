@@ -16,11 +16,14 @@ from ssl_zoo.cli import run
 from ssl_zoo.cli.evaluate import name_of
 from ssl_zoo.data import ArrayImages, ImageFolder
 from ssl_zoo.encoders import Encoder, NarrowResNet
-from ssl_zoo.evaluation import suite, summary
+from ssl_zoo.evaluation import report, suite
+from ssl_zoo.evaluation.protocol import Protocol
+from ssl_zoo.evaluation.protocols import find, names
 from ssl_zoo.evaluation.score import Score, number
 from ssl_zoo.export import save_encoder
 
-LABELLED = [name for name in suite.QUICK if name != "health"]
+QUICK = [name for name in names() if find(name).quick]
+PROTOCOLS = list(map(find, names()))
 
 
 def encoder(seed=0, **changes):
@@ -39,7 +42,7 @@ def measured(arrays, tmp_path_factory):
     """Two encoders on the same images, by all that reads features."""
     folder = tmp_path_factory.mktemp("evaluation")
     found = suite.evaluate({"first": encoder(), "second": encoder(1)}, ready(ArrayImages(str(arrays), batch_size=8)),
-                           folder, protocols=suite.QUICK).found
+                           folder, protocols=QUICK).columns
     return found, folder
 
 
@@ -50,10 +53,10 @@ def test_every_protocol_gives_its_numbers_and_every_number_has_its_protocol(meas
                   "lowshot/2/knn", "lowshot/5/logistic", "lowshot/10%/naive_bayes", "retrieval/map", "health/rankme",
                   "health/tolerance", "health/alignment", "health/positive_mean"):
         assert start in scores
-    assert summary.describe(list(scores)).keys() >= {"knn_dino", "lowshot/", "health/negative"}
-    report = json.loads((folder / "report.json").read_text())
-    assert report["encoders"]["first"]["scores"]["linear_grid"]["value"] == scores["linear_grid"].value
-    assert report["encoders"]["first"]["scores"]["linear_grid"]["count"] == 24
+    assert report.describe(list(scores), PROTOCOLS).keys() >= {"knn_dino", "lowshot/", "health/negative"}
+    written = json.loads((folder / "report.json").read_text())
+    assert written["encoders"]["first"]["scores"]["linear_grid"]["value"] == scores["linear_grid"].value
+    assert written["encoders"]["first"]["scores"]["linear_grid"]["count"] == 24
 
 
 def test_classes_by_colour_are_learnt(measured):
@@ -87,7 +90,7 @@ def test_a_second_evaluation_reads_the_features_and_finds_the_same(measured, arr
     found, folder = measured
     monkeypatch.setattr(suite, "extract", lambda *_: pytest.fail("the features were taken again"))
     again = suite.evaluate({"first": encoder()}, ready(ArrayImages(str(arrays), batch_size=8)), folder,
-                           protocols=suite.QUICK).found
+                           protocols=QUICK).columns
     for name, score in found["first"].scores.items():
         assert torch.equal(again["first"].scores[name].units.nan_to_num(-1), score.units.nan_to_num(-1)), name
 
@@ -115,8 +118,8 @@ def test_views_are_taken_for_health_alone(arrays, tmp_path):
 
 
 def test_half_precision_keeps_half_the_bytes_and_nearly_the_numbers(measured, arrays, tmp_path):
-    found = suite.evaluate({"first": encoder()}, ready(ArrayImages(str(arrays))), tmp_path, protocols=suite.QUICK,
-                           half=True).found
+    found = suite.evaluate({"first": encoder()}, ready(ArrayImages(str(arrays))), tmp_path, protocols=QUICK,
+                           half=True).columns
     kept = load_file(next((tmp_path / "features").glob("*plain*")))
     assert kept["x"].dtype == torch.float16
     for name in ("knn_dino", "linear_grid", "health/rankme"):
@@ -129,10 +132,10 @@ def test_images_without_labels_have_their_health_measured_and_nothing_else(tmp_p
     for i in range(12):
         Image.fromarray(generator.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(tmp_path / f"images/{i}.png")
     images = ready(ImageFolder(str(tmp_path / "images"), evaluation_size=32, workers=0))
-    found = suite.evaluate({"it": encoder()}, images, tmp_path / "out", protocols=suite.QUICK).found["it"]
+    found = suite.evaluate({"it": encoder()}, images, tmp_path / "out", protocols=QUICK).columns["it"]
     assert found.scores
     assert all(name.startswith("health/") for name in found.scores)
-    assert found.left_out[0].startswith("knn, linear_cached, linear_grid, logistic, naive_bayes")
+    assert found.left_out[0].startswith("fewshot, knn, linear_cached, linear_grid, logistic, lowshot, naive_bayes")
     assert "accuracy needs labels" in found.left_out[0]
 
 
@@ -148,14 +151,14 @@ def folder_of(path, **classes):
 def test_one_class_alone_has_no_accuracy_and_the_class_is_named(arrays, tmp_path):
     images = ready(ArrayImages(str(arrays)))
     images.train.labels[:] = 1
-    found = suite.evaluate({"it": encoder()}, images, tmp_path, protocols=suite.QUICK).found["it"]
+    found = suite.evaluate({"it": encoder()}, images, tmp_path, protocols=QUICK).columns["it"]
     assert all(name.startswith("health/") for name in found.scores)
-    assert "all training images are of one class, 1: " in found.left_out[0]
+    assert "accuracy needs two classes: all 60 training images are of class 1" in found.left_out[0]
 
 
 def test_few_images_leave_cells_out_by_name_and_measure_the_rest(tmp_path):
     found = suite.evaluate({"it": encoder()}, folder_of(tmp_path / "images", cat=9, dog=4), tmp_path / "out",
-                           protocols=suite.QUICK).found["it"]
+                           protocols=QUICK).columns["it"]
     assert found.scores.keys() >= {"knn_instdisc", "linear_grid", "lowshot/1/knn", "health/rankme"}
     said = "\n".join(found.left_out)
     assert "100" in said
@@ -174,7 +177,7 @@ def test_an_encoder_with_features_that_are_not_finite_is_named_with_the_image_an
                                                                                                           tmp_path):
     images = ready(ArrayImages(str(arrays)))
     known = suite.evaluate({"broken": Broken(4, 2), "sound": encoder()}, images, tmp_path, protocols=["knn"])
-    assert known.found.keys() == {"sound"}
+    assert known.columns.keys() == {"sound"}
     sentence = "the features of 1 of 60 images are not finite, such as those of image 3 of the training part"
     assert known.failed["broken"].startswith(sentence)
     assert f"broken was not measured: {sentence}" in (tmp_path / "report.md").read_text()
@@ -182,15 +185,18 @@ def test_an_encoder_with_features_that_are_not_finite_is_named_with_the_image_an
         suite.evaluate({"broken": Broken(4, 2)}, images, tmp_path, protocols=["knn"])
 
 
-def test_a_protocol_that_fails_leaves_the_others_their_numbers(arrays, tmp_path, monkeypatch):
-    def failing(subject, found):
+class Failing(Protocol):
+    name, quantities = "failing", {}
+
+    def measure(self, train, test, context):
         raise ValueError("too few of something")
 
-    monkeypatch.setitem(suite.PROTOCOLS, "linear_grid", failing)
+
+def test_a_protocol_that_fails_leaves_the_others_their_numbers(arrays, tmp_path):
     found = suite.evaluate({"it": encoder()}, ready(ArrayImages(str(arrays))), tmp_path,
-                           protocols=["knn", "linear_grid", "logistic"]).found["it"]
+                           protocols=["knn", Failing(), "logistic"]).columns["it"]
     assert found.scores.keys() >= {"knn_dino", "logistic"}
-    assert "linear_grid: too few of something" in found.left_out
+    assert "failing: too few of something" in found.left_out
 
 
 def test_a_dense_folder_that_is_none_is_refused_before_anything_is_measured(arrays, tmp_path):
@@ -204,7 +210,7 @@ def test_a_report_that_cannot_be_written_leaves_the_numbers(arrays, tmp_path):
     (tmp_path / "report.json").mkdir()
     known = suite.evaluate({"it": encoder()}, ready(ArrayImages(str(arrays), batch_size=8)), tmp_path,
                            protocols=["logistic"])
-    assert "logistic" in known.found["it"].scores
+    assert "logistic" in known.columns["it"].scores
     assert known.unwritten.startswith(f"the report could not be written to {tmp_path}")
     assert not (tmp_path / "report.md").exists()
 
@@ -224,7 +230,7 @@ def test_an_encoder_for_images_of_another_size_says_so_and_the_others_are_measur
 
     known = suite.evaluate({"large": Large(4, 2), "it": encoder()}, ready(ArrayImages(str(arrays))), tmp_path,
                            protocols=["logistic"])
-    assert known.found.keys() == {"it"}
+    assert known.columns.keys() == {"it"}
     assert "does not take images of 16 pixels (images of 224 pixels alone" in known.failed["large"]
 
 
@@ -238,7 +244,7 @@ def test_images_that_cannot_be_read_are_counted_and_named_at_every_call(tmp_path
         images = ready(ImageFolder(str(tmp_path / "images"), evaluation_size=32, workers=0))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = suite.evaluate({"it": encoder()}, images, tmp_path / "out", protocols=["knn"]).found["it"]
+            found = suite.evaluate({"it": encoder()}, images, tmp_path / "out", protocols=["knn"]).columns["it"]
         which = "training" if "train" in damaged[0] else "test"
         assert found.about["images"] == {"training": 16, "test": 16} | {which: 16 - len(damaged)}
         said = f"{len(damaged)} of 16 {which} images, which could not be read, such as "
@@ -262,7 +268,7 @@ def test_queries_without_an_answer_are_left_out_aloud(arrays, tmp_path):
     images = ready(ArrayImages(str(arrays)))
     images.test.labels[:5] = 3
     images.classes.append("new")
-    found = suite.evaluate({"it": encoder()}, images, tmp_path, protocols=["retrieval"]).found["it"]
+    found = suite.evaluate({"it": encoder()}, images, tmp_path, protocols=["retrieval"]).columns["it"]
     assert len(found.scores["retrieval/map"].units) == 19
     assert "retrieval: 5 of 24 queries, of whose class the training part has no image" in found.left_out
 
@@ -277,7 +283,7 @@ def test_protocols_on_images_say_how_many_epochs_they_had(arrays, tmp_path):
     subject = encoder()
     before = {name: value.clone() for name, value in subject.state_dict().items()}
     found = suite.evaluate({"it": subject}, ready(ArrayImages(str(arrays), batch_size=8)), tmp_path,
-                           protocols=["linear_simclr", "finetune_simclr"], epochs=1).found["it"]
+                           protocols=["linear_simclr", "finetune_simclr"], epochs=1).columns["it"]
     assert found.scores.keys() == {"linear_simclr_1_epochs", "finetune_simclr_1_epochs"}
     assert all(torch.equal(value, before[name]) for name, value in subject.state_dict().items())
 
@@ -297,14 +303,14 @@ def test_feature_maps_are_probed_where_a_folder_of_masks_is_given(arrays, tmp_pa
     for split, listed in (("train", "0\n1\n2\n"), ("val", "3\n4\n5\n")):
         (root / f"ImageSets/Segmentation/{split}.txt").write_text(listed)
     found = suite.evaluate({"it": encoder()}, ready(ArrayImages(str(arrays))), tmp_path / "out", protocols=["health"],
-                           dense=root).found["it"]
+                           dense=root).columns["it"]
     classes = [found.scores[f"linear_dense/{name}"].value for name in ("dark", "bright")]
     assert found.scores["linear_dense"].value == pytest.approx(np.mean(classes))
     assert min(classes) > 0.6
     for mask in (root / "SegmentationClass").iterdir():
         Image.fromarray(np.full((48, 64), 255, np.uint8)).save(mask)
     known = suite.evaluate({"it": encoder()}, ready(ArrayImages(str(arrays))), tmp_path / "out", protocols=["health"],
-                           dense=root).found["it"]
+                           dense=root).columns["it"]
     assert "linear_dense" not in known.scores
     assert "linear_dense: no pixel of the masks has a class" in "".join(known.left_out)
     assert found.notes["linear_dense"]["size"] == (224, 288)
@@ -320,19 +326,19 @@ def units(*values):
 def test_a_table_marks_the_differences_that_exceed_their_interval():
     scores = {"a": {"knn_dino": units(*[0, 1] * 50), "health/rankme": number(3.14159)},
               "b": {"knn_dino": units(*[1, 1] * 50), "linear_grid": units(1, 0)}}
-    table = summary.rows(scores)
+    table = report.rows(scores, PROTOCOLS)
     assert table[0] == ["", "a", "b", "b - a"]
     assert table[1] == ["knn_dino", "50.0 ± 10.0 %", "100.0 ± 0.0 %", "+50.0 ± 10.0 *"]
     assert table[2] == ["health/rankme", "3.142", "-", "-"]
     assert table[3][1] == "-"
-    assert summary.rows({"a": scores["a"], "same": scores["a"]})[1][3] == "+0.0 ± 0.0"
+    assert report.rows({"a": scores["a"], "same": scores["a"]}, PROTOCOLS)[1][3] == "+0.0 ± 0.0"
 
 
 def test_text_and_markdown_hold_the_same_cells():
-    table = summary.rows({"a": {"knn_dino": units(1, 0)}, "b": {"knn_dino": units(1, 1)}})
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in summary.as_markdown(table).splitlines()]
+    table = report.rows({"a": {"knn_dino": units(1, 0)}, "b": {"knn_dino": units(1, 1)}}, PROTOCOLS)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.as_markdown(table).splitlines()]
     assert lines[:1] + lines[2:] == table
-    assert len({len(line) for line in summary.as_text(table).splitlines()}) == 1
+    assert len({len(line) for line in report.as_text(table).splitlines()}) == 1
 
 
 # The command

@@ -12,7 +12,8 @@ import torch
 from ssl_zoo import data
 from ssl_zoo.checkpoints import name_and_weights, own_data, read_encoder
 from ssl_zoo.cli.fit import Parser
-from ssl_zoo.evaluation import summary
+from ssl_zoo.evaluation import protocols
+from ssl_zoo.evaluation.report import printed
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -28,9 +29,9 @@ def evaluate(arguments: Sequence[str]) -> None:
                                   "run where left out")
     parser.add_argument("--output", type=Path, default=Path("evaluation"), help="folder of the features, which a "
                         "second call reuses, and of the reports, each in a folder of its own")
-    parser.add_argument("--protocols", nargs="+", choices=list(suite.PROTOCOLS), default=list(suite.QUICK),
-                        metavar="NAME", help=f"what to measure: {', '.join(suite.PROTOCOLS)}; the last two train on "
-                        "images, for long, and run only where they are named")
+    parser.add_argument("--protocols", nargs="+", type=protocol, metavar="NAME", help="what to measure: "
+                        f"{', '.join(protocols.names())}, or the class path of a protocol of your own; all that take "
+                        "seconds where left out, but not those that train on images, for long")
     parser.add_argument("--dense", type=Path, help="folder in Pascal VOC's layout, for a linear probe on feature maps")
     parser.add_argument("--epochs", type=int, help="of linear_simclr and finetune_simclr, instead of their own")
     parser.add_argument("--half", action="store_true", help="keep the features in float16")
@@ -52,14 +53,16 @@ def evaluate(arguments: Sequence[str]) -> None:
     measured = suite.evaluate({name: encoder.to(options.device) for name, encoder in found.items()}, images, folder,
                               protocols=options.protocols, features=options.output / "features", dense=options.dense,
                               epochs=options.epochs, half=options.half)
-    print(summary.as_text(summary.rows({name: one.scores for name, one in measured.found.items()})))
-    print(summary.LEGEND)
-    for name, one in measured.found.items():
-        print("".join(f"left out, {name}: {said}\n" for said in one.left_out), end="")
-    print("".join(f"{name} was not measured: {said}\n" for name, said in measured.failed.items()), end="")
+    print(printed(measured), end="")
     if measured.unwritten:
         raise OSError(measured.unwritten)
     print(folder / "report.md")
+
+
+def protocol(name: str) -> str:
+    """The name, if there is a protocol of that name."""
+    protocols.check(name)
+    return name
 
 
 def name_of(given: str, others: Sequence[str]) -> str:

@@ -14,11 +14,14 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from ssl_zoo import data, encoders, evaluation, methods, monitor, optim
 from ssl_zoo.checkpoints import check_whole
 from ssl_zoo.cli.messages import parse_error
+from ssl_zoo.data import arrays, digits, folder, torchvision_sets
+from ssl_zoo.evaluation import callback, former
 from ssl_zoo.method import Method
 from ssl_zoo.views.specs import PRESETS
 
-# the families hold the classes that a recipe may name alone
-__all__ = ["Cli", "Parser", "data", "encoders", "evaluation", "methods", "optim"]
+# the families hold the classes that a recipe may name alone, once their files are imported
+__all__ = ["Cli", "Parser", "arrays", "callback", "data", "digits", "encoders", "evaluation", "folder", "former",
+           "methods", "optim", "torchvision_sets"]
 
 
 class Parser(LightningArgumentParser):
@@ -59,12 +62,12 @@ class Cli(LightningCLI):
         if path := self.config["fit"]["ckpt_path"]:
             check_whole(Path(path))
         logger = self.trainer.logger
-        folder = Path(logger and logger.save_dir or self.trainer.default_root_dir)
+        place = Path(logger and logger.save_dir or self.trainer.default_root_dir)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
+            place.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=place).close()
         except OSError as error:
-            raise ValueError(f"the folder {folder} cannot be written ({error.strerror}): choose another with "
+            raise ValueError(f"the folder {place} cannot be written ({error.strerror}): choose another with "
                              "--trainer.logger.save_dir or --trainer.default_root_dir") from error
 
     @staticmethod

@@ -5,10 +5,10 @@ of each image, flipped half of the time; SGD with Nesterov momentum 0.9, no weig
 layer starts at zero and the learning rate falls to 0 by half a cosine over the steps, as in the authors' commands. The
 number is the accuracy on plain images after the last epoch.
 
-What differs: the paper's batch is 4,096, here it is the caller's; the learning rate is 0.1 or 0.05 x batch / 256 in
-both. The paper resizes crops bicubically, here bilinearly. It fine-tunes for 30 epochs on a tenth of the labels (60 on
-a hundredth), here for 30 on as many as there are; and with BatchNorm over all devices, here over the batch. The
-authors' command for ImageNet adds a weight decay of 1e-6 to the linear layer.
+What differs: the paper's batch is 4,096, and here it is the caller's; the learning rate is 0.1 or 0.05 x batch / 256 in
+both. The paper resizes crops bicubically, and this file bilinearly. The paper fine-tunes for 30 epochs on a tenth of
+the labels (60 on a hundredth), with BatchNorm over all devices; here it is 30 epochs on all labels that there are, with
+BatchNorm over the batch. The authors' command for ImageNet adds a weight decay of 1e-6 to the linear layer.
 """
 
 import copy
@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from ssl_zoo import distributed
 from ssl_zoo.encoders import Encoder
+from ssl_zoo.evaluation.linear import descend
+from ssl_zoo.evaluation.protocol import Context, Measured
 from ssl_zoo.evaluation.score import Score
-from ssl_zoo.schedules import cosine
 from ssl_zoo.views import Augmentation, Canvases, Crops, Key, ViewSpec
 
 
@@ -45,13 +46,13 @@ FINETUNE = Recipe("finetune_simclr", lr=0.05, epochs=30, frozen=False)
 class Trained(NamedTuple):
     """What a classifier trained on images reached."""
 
-    name: str             # of the protocol; with other epochs than it has, it says how many
+    name: str             # of the protocol; if the epochs are not the protocol's own, it says how many
     score: Score          # over the test images, in the order of their places
     predictions: Tensor   # [N] classes, in the same order
 
 
 class TrainingBatches(Protocol):
-    """Whole batches (uint8 images, canvases or crops, labels [B], index [B]), in an order that the epoch decides."""
+    """Whole batches (uint8 images, canvases or crops, labels [B], ...), in an order that the epoch decides."""
 
     batch_size: int
 
@@ -63,7 +64,7 @@ class TrainingBatches(Protocol):
 
 
 def crop_and_flip(size: int) -> Augmentation:
-    """The views of both protocols, `size` pixels wide. Workers that cut crops must be given it before the training."""
+    """The views of both protocols, `size` pixels wide. Give it to workers that cut crops before the training starts."""
     return Augmentation([ViewSpec(size, scale=(0.08, 1.0), flip=0.5)])
 
 
@@ -71,13 +72,13 @@ def linear_simclr(encoder: Encoder, train: TrainingBatches, test: Iterable[Any],
                   epochs: int = LINEAR.epochs) -> Trained:
     """Accuracy of a linear layer on the features of a frozen encoder in evaluation mode, trained on views.
 
-    Runs where the encoder is, in this process alone. The encoder and the run's random numbers stay as they are.
+    Runs on the encoder's device, in one process. The encoder and the run's random numbers stay as they are.
 
     Args:
-        encoder: looked at; a copy of it does the work.
-        train: yields the training part's whole batches, with a class for every image.
-        test: yields plain batches (uint8 images [B, 3, H, W], labels [B], places [B]), in any order.
-        classes: how many, C; labels are below.
+        encoder: stays as it is; a copy of it is trained.
+        train: yields whole batches of the training part, with a class for every image.
+        test: yields plain batches (uint8 images [B, 3, H, W], labels [B], places [B], ...), in any order.
+        classes: how many there are, C; labels are below C.
         size: side of the views, pixels.
         epochs: passes over the training part.
     """
@@ -86,11 +87,23 @@ def linear_simclr(encoder: Encoder, train: TrainingBatches, test: Iterable[Any],
 
 def finetune_simclr(encoder: Encoder, train: TrainingBatches, test: Iterable[Any], classes: int, size: int, *,
                     epochs: int = FINETUNE.epochs) -> Trained:
-    """Accuracy of a copy of the encoder with a linear layer, of which all weights are trained on views.
+    """Accuracy of a copy of the encoder with a linear layer, all of whose weights are trained on views.
 
-    As `linear_simclr`, with BatchNorm and all else in training mode.
+    As `linear_simclr`, but with BatchNorm and everything else in training mode.
     """
     return evaluate(FINETUNE, encoder, train, test, classes, size, epochs)
+
+
+def on_images(recipe: Recipe, context: Context) -> Measured:
+    """What a protocol of this file finds, with the encoder and the images that the context has."""
+    if context.encoder is None or context.batches is None:
+        raise ValueError(f"{recipe.name} trains on images, for long: measure the exported encoder with "
+                         "ssl-zoo evaluate")
+    train, test = context.batches(crop_and_flip(context.size))
+    epochs = context.epochs or recipe.epochs
+    trained = evaluate(recipe, context.encoder, train, test, len(context.classes), context.size, epochs)
+    about = {"batch": train.batch_size, "size": context.size, "epochs": epochs}
+    return Measured({trained.name: trained.score}, notes={trained.name: about})
 
 
 def evaluate(recipe: Recipe, encoder: Encoder, train: TrainingBatches, test: Iterable[Any], classes: int, size: int,
@@ -98,7 +111,7 @@ def evaluate(recipe: Recipe, encoder: Encoder, train: TrainingBatches, test: Ite
     model = learn(recipe, encoder, train, classes, size, epochs).eval()
     device = encoder.mean.device
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        found = [(model(images.to(device)).argmax(1), labels, places) for images, labels, places in test]
+        found = [(model(images.to(device)).argmax(1), labels, places) for images, labels, places, *_ in test]
     predictions, labels, places = (torch.cat(column).cpu() for column in zip(*found, strict=True))
     order = places.argsort()
     right = (predictions == labels)[order].double()
@@ -118,22 +131,18 @@ def learn(recipe: Recipe, encoder: Encoder, train: TrainingBatches, classes: int
     with apart(seed, device), tqdm(total=epochs * steps, desc=name, unit="step", file=sys.stderr, disable=None) as bar:
         model = assemble(encoder, classes, recipe.frozen)
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], momentum=0.9, nesterov=True)
-        for epoch in range(epochs):
+
+        def views(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
             train.set_epoch(epoch)
-            for step, (images, labels, _) in enumerate(train):
+            for step, (images, labels, *_) in enumerate(train):
                 if epoch == 0:                                       # once: on a GPU it waits, and no label changes
                     check_labels(name, labels, classes)
-                optimizer.param_groups[0]["lr"] = cosine(recipe.lr * batch / 256, 0, (epoch + step / steps) / epochs)
                 view, = augment(to(device, images), Key(seed, epoch, step, 0))
-                loss = F.cross_entropy(model(view.images), labels.to(device))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                yield view.images, labels.to(device)
                 bar.update()
-            if not loss.isfinite():
-                raise ValueError(f"{name} has a loss of {loss} after {epoch + 1} of {epochs} epochs: the encoder's "
-                                 f"features are not finite, or a batch of {batch} makes the learning rate too large "
-                                 f"({recipe.lr * batch / 256:.3g}); check the encoder, or take a smaller batch")
+
+        descend(name, optimizer, recipe.lr * batch / 256, views, steps=steps, epochs=epochs,
+                loss=lambda batch: F.cross_entropy(model(batch[0]), batch[1]))
     return model
 
 

@@ -1,13 +1,13 @@
-"""Features taken once and kept on disk, so that a second evaluation of an encoder on the same images reads them."""
+"""Features that are taken once and kept on disk: a second evaluation of an encoder on the same images reads them."""
 
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,9 +17,10 @@ from ssl_zoo.evaluation.features import Features
 
 
 def extract(encoder: Encoder, batches: Iterable[Any], half: bool = False) -> Features:
-    """What `encoder` makes of plain batches (uint8 images [B, 3, H, W], labels, places), in the order of the places.
+    """The features of plain batches (uint8 images [B, 3, H, W], labels, places, ...), in the order of the places.
 
-    In evaluation mode, float32 and without autocast, where the encoder is; the features come to the CPU.
+    The encoder runs on its own device in evaluation mode, in float32 and without autocast; the features come to the
+    CPU.
 
     Args:
         half: keep them in float16.
@@ -28,7 +29,7 @@ def extract(encoder: Encoder, batches: Iterable[Any], half: bool = False) -> Fea
     rows: list[Tensor] = []
     labels, places = [], []
     with evaluation_mode(encoder):
-        for images, some_labels, some_places in batches:
+        for images, some_labels, some_places, *_ in batches:
             if len(images):                                  # none of a batch of damaged files
                 rows.append(encoder(images.to(device)).to(torch.float16 if half else torch.float32).cpu())
                 labels.append(some_labels.cpu())
@@ -42,20 +43,11 @@ def extract(encoder: Encoder, batches: Iterable[Any], half: bool = False) -> Fea
     return Features(*(column[order] for column in found))
 
 
-def check_finite(features: Features, names: Sequence[str]) -> None:
-    """Raises a ValueError that names images whose features are not finite; `names` are those of all places."""
-    wrong = features.places[~features.x.isfinite().all(1)].tolist()
-    if wrong:
-        raise ValueError(f"the features of {len(wrong)} of {len(features.x)} images are not finite, such as those of "
-                         f"{', '.join(names[i] for i in wrong[:3])}: the encoder's weights have overflowed, or half "
-                         "precision cannot hold its features; take an earlier checkpoint, or leave out --half")
-
-
 def cached(path: Path, make: Callable[[], Features]) -> Features:
-    """The features in the file, or those that `make` makes, which are then kept there for the next time.
+    """The features in the file, or those that `make` returns, which are then kept there for the next time.
 
-    The path must name all that the features depend on. A file that cannot be read is made anew, and where none can be
-    written the features are used all the same.
+    The path must name everything that the features depend on. A file that cannot be read is written again, and where
+    none can be written the features are used all the same.
     """
     try:
         kept = load_file(path)
@@ -68,8 +60,8 @@ def cached(path: Path, make: Callable[[], Features]) -> Features:
         save_file({name: value.contiguous() for name, value in features._asdict().items()}, half)
         half.replace(path)
     except (OSError, SafetensorError) as error:           # a full disk is either
-        rank_zero_warn(f"the features of {len(features.x)} images could not be kept in {path.parent} ({error}): make "
-                       "room there; the evaluation goes on without, and the next one takes them anew")
+        warnings.warn(f"the features of {len(features.x)} images could not be kept in {path.parent} ({error}): make "
+                      "room there; the evaluation goes on without, and the next one takes them again", stacklevel=2)
         with suppress(OSError):
             half.unlink()
     return features

@@ -5,9 +5,8 @@ or a number says too, so that nothing is lost in grey.
 """
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_zoo.evaluation.dense import IGNORE, confusion, mean_iou
-from ssl_zoo.evaluation.score import Score
+from ssl_zoo.evaluation.lowshot import Cell
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 BRIGHT = np.array([to_rgb(colour) for colour in COLOURS])
@@ -35,7 +34,6 @@ LINES = ("-", "--", ":", "-.", (0, (7, 2, 1, 2, 1, 2)), (0, (1, 4)))
 REST = "#BBBBBB"                            # what has no class, or none that is shown
 POINTS = 2000                               # of a map of features
 CLASSES = 20                                # with a colour, a name and numbers each; of more, a choice
-CELL = re.compile(r"lowshot/(\d+\.?\d*)(%?)/(\w+)")
 
 
 def picture(figure: Figure) -> Image.Image:
@@ -230,28 +228,15 @@ def list_confusions(axes: Axes, counts: np.ndarray, shares: np.ndarray, names: S
 
 # Learning curves
 
-class Cell(NamedTuple):
-    """One measurement from few labels."""
-
-    encoder: str
-    classifier: str
-    labels: float      # per class, or percent of all
-    percent: bool
-    score: Score
-
-
-def learning_curves(columns: Mapping[str, Mapping[str, Score]], title: str) -> Figure:
+def learning_curves(cells: Sequence[Cell], title: str) -> Figure:
     """Accuracy by labels per class, and beside it by percent of all labels: mean and deviation over the draws.
 
     Args:
-        columns: for each encoder its scores by name; drawn are lowshot/<labels per class>/<classifier> and
-            lowshot/<percent>%/<classifier>.
+        cells: at least one measurement from few labels, of one encoder or several.
         title: of the chart.
     """
-    cells = [Cell(encoder, found[3], float(found[1]), bool(found[2]), score) for encoder, scores in columns.items()
-             for name, score in scores.items() if (found := CELL.fullmatch(name))]
     if not cells:
-        raise ValueError("no score is called lowshot/<labels>/<classifier>: measure from few labels first")
+        raise ValueError("there are no accuracies from few labels to draw: measure lowshot first")
     curves = list(dict.fromkeys(cell[:2] for cell in cells))
     encoders, classifiers = (list(dict.fromkeys(column)) for column in zip(*curves, strict=True))
     looks = {curve: {"color": COLOURS[classifiers.index(curve[1]) % len(COLOURS)],

@@ -1,11 +1,14 @@
-"""Linear classifiers of frozen features that have no learning rate: a convex problem, Bayes' rule and a mean."""
+"""Linear classifiers of frozen features without a learning rate: logistic regression, naive Bayes, nearest mean."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ssl_zoo.evaluation.features import Features, require_finite
+from ssl_zoo.evaluation.score import Score
 
 CHUNK = 1024   # images that exist in float64 at a time
 
@@ -14,7 +17,7 @@ class Linear(NamedTuple):
     """Scores that are linear in the features, taken as they came out of the encoder."""
 
     weight: Tensor   # [..., C, D]
-    bias: Tensor     # [..., C], -inf for a class without images, which is never predicted
+    bias: Tensor     # [..., C]; -inf for a class without images, which is then never predicted
 
     def scores(self, x: Tensor) -> Tensor:
         """[..., N, C] for features [..., N, D]."""
@@ -27,9 +30,10 @@ class Linear(NamedTuple):
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation [D] of the features [N, D], in float64; infinite for a channel that never changes.
+    """Mean and deviation [D] of the features [N, D], in float64.
 
-    Such a channel says nothing: it becomes 0 when it is divided.
+    The deviation of a channel that never changes is infinite: such a channel says nothing, and becomes 0 when it is
+    divided by it.
     """
     mean = torch.stack([rows.double().sum(0) for rows in x.split(CHUNK)]).sum(0) / len(x)
     squares = torch.stack([(rows.double() - mean).square().sum(0) for rows in x.split(CHUNK)]).sum(0)
@@ -39,17 +43,17 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def logistic(x: Tensor, labels: Tensor, classes: int, *, standardise: bool = True) -> Linear:
-    """Multinomial logistic regression: the least sum of cross entropies + |W|^2 / 2, with a free bias.
+    """Multinomial logistic regression: minimise the sum of cross entropies + |W|^2 / 2, with a free bias.
 
-    That is C = 1 of scikit-learn. L-BFGS from 0 in float64 until no derivative exceeds 1e-5, or for 1000 iterations; on
-    a CPU the same input gives the same bits. The softmax of the scores are probabilities. Problems along leading
-    dimensions are independent of each other and solved together.
+    This is scikit-learn's with C = 1. L-BFGS starts at 0 and runs in float64 until no derivative exceeds 1e-5, or for
+    1000 iterations; on a CPU the same input gives the same bits. The softmax of the scores are probabilities. Leading
+    dimensions hold independent problems, which are solved together.
 
     Args:
         x: features [..., N, D].
         labels: [..., N], whole numbers below `classes`.
-        classes: how many, C.
-        standardise: by mean and deviation of all of `x`; what comes back takes features as they are all the same.
+        classes: how many there are, C.
+        standardise: divide by the deviation of all of `x` inside; the result still takes features as they are.
     """
     check(x, labels, classes)
     std = moments(x.flatten(0, -2))[1] if standardise else x.new_ones(x.shape[-1]).double()   # the bias takes the mean
@@ -61,10 +65,16 @@ def logistic(x: Tensor, labels: Tensor, classes: int, *, standardise: bool = Tru
 
 
 def minimise(x: Tensor, labels: Tensor, classes: int, std: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias, for features as they are, of the logistic regression on x / std; in float64.
+    """Weight and bias of the logistic regression on x / std, for features as they are; in float64.
 
-    L-BFGS moves [W, b] in the coordinates of a Cholesky factor of what bounds the curvature of the sum, which is then
-    about equally curved along all directions: that saves most of the steps.
+    Features of an encoder differ a thousandfold in scale, and L-BFGS needs many steps where a function is much more
+    curved along one direction than along another. So it moves [W, b] in other coordinates:
+
+    1. The curvature of the cross entropy is at most `squares / classes`, the second moments of the features and the
+       constant 1; the penalty adds 1 to it. That bound does not depend on the weights and is computed once.
+    2. With its Cholesky factor L, weight = place @ inverse(L) makes the bound the identity: the sum is about equally
+       curved along all directions of `place`, and most of the steps are saved.
+    3. The slope goes back the same way, transposed. A class without images has its bias at -inf throughout.
     """
     unseen = torch.zeros(*labels.shape[:-1], classes, device=x.device).scatter_(-1, labels, 1.0) == 0
     absent = torch.zeros_like(unseen, dtype=torch.float64).masked_fill_(unseen, -torch.inf)
@@ -93,13 +103,13 @@ def minimise(x: Tensor, labels: Tensor, classes: int, std: Tensor) -> tuple[Tens
 
 
 def cross_entropy(x: Tensor, labels: Tensor, weight: Tensor, absent: Tensor) -> tuple[Tensor, Tensor]:
-    """Its sum over the images and its derivative by the weight [..., C, D + 1], of which the last column is the bias.
+    """The cross entropy, summed over the images, and its derivative by the weight [..., C, D + 1], bias last.
 
     Args:
         x: features [..., N, D].
         labels: [..., N].
         weight: [..., C, D + 1].
-        absent: [..., C], added to the scores: -inf for a class that there is not.
+        absent: [..., C], added to the scores: -inf for a class without images, else 0.
     """
     loss, slope = weight.new_zeros(()), torch.zeros_like(weight)
     bias = (weight[..., -1] + absent)[..., None, :]
@@ -115,16 +125,17 @@ def cross_entropy(x: Tensor, labels: Tensor, weight: Tensor, absent: Tensor) -> 
 
 @torch.no_grad()
 def naive_bayes(x: Tensor, labels: Tensor, classes: int) -> Linear:
-    """Bayes' rule for Gaussian classes of one diagonal variance: the scores are log p(c | x) but for a constant.
+    """Bayes' rule for Gaussian classes that share one diagonal variance: the scores are log p(c | x) plus a constant.
 
     The naive Bayes of linear evaluation, arXiv:2302.02334: W_c = mu_c / v and b_c = log pi_c - sum(mu_c^2 / v) / 2 for
-    class means mu, shares pi and the pooled variance v = sum_c pi_c (var_c + 1e-9), here with the mean of all images
-    as origin: constant channels would drown the others. One image of each class: the nearest image's class.
+    class means mu, shares pi and the pooled variance v = sum_c pi_c (var_c + 1e-9). The mean of all images is the
+    origin here, for else constant channels would drown the others in rounding. With one image of each class it predicts
+    the class of the nearest image.
 
     Args:
         x: features [N, D].
         labels: [N], whole numbers below `classes`.
-        classes: how many, C.
+        classes: how many there are, C.
     """
     check(x, labels, classes)
     counts = labels.bincount(minlength=classes).double()
@@ -145,13 +156,13 @@ def naive_bayes(x: Tensor, labels: Tensor, classes: int) -> Linear:
 def nearest_class_mean(x: Tensor, labels: Tensor, classes: int) -> Linear:
     """The class whose mean of unit features has the largest cosine with the image.
 
-    SimpleShot's L2-normalised nearest centroid, arXiv:1911.04623, with the centroids on the sphere too: a class is no
-    farther for being scattered, and lengths mean nothing, as in kNN and in the contrastive losses.
+    SimpleShot's L2-normalised nearest centroid, arXiv:1911.04623, with the centroids on the sphere too: a scattered
+    class is not further away for that, and lengths mean nothing, as in kNN and in the contrastive losses.
 
     Args:
         x: features [N, D].
         labels: [N], whole numbers below `classes`.
-        classes: how many, C.
+        classes: how many there are, C.
     """
     check(x, labels, classes)
     sums = torch.zeros(classes, x.shape[1], dtype=torch.float64, device=x.device)
@@ -159,6 +170,13 @@ def nearest_class_mean(x: Tensor, labels: Tensor, classes: int) -> Linear:
         sums.index_add_(0, truth, F.normalize(rows, dim=-1))
     bias = torch.where(labels.bincount(minlength=classes) > 0, 0.0, -torch.inf)
     return linear(F.normalize(sums, dim=-1), bias, x)
+
+
+def accuracy(fit: Callable[[Tensor, Tensor, int], Linear], train: Features, test: Features) -> Score:
+    """Of each test image, whether the classifier that `fit` makes of features, labels and their number is right."""
+    classes = int(torch.maximum(train.labels.max(), test.labels.max())) + 1
+    predictions = fit(train.x, train.labels, classes).predict(test.x)
+    return Score((predictions == test.labels).double(), "image")
 
 
 def linear(weight: Tensor, bias: Tensor, x: Tensor) -> Linear:
@@ -181,11 +199,4 @@ def check(x: Tensor, labels: Tensor, classes: int) -> None:
     if not 0 <= (extremes := torch.stack(labels.aminmax())).min() <= extremes.max() < classes:
         raise ValueError(f"labels go from {extremes[0]} to {extremes[1]}, and {classes} classes are 0 to "
                          f"{classes - 1}: leave out the images whose class is not known")
-    require_finite(x, "features")
-
-
-def require_finite(x: Tensor, name: str) -> None:
-    if not x.isfinite().all():
-        rows = (~x.isfinite().all(-1)).flatten().nonzero()
-        raise ValueError(f"{len(rows)} of {x[..., 0].numel()} {name} are not finite, the first at row "
-                         f"{rows[0].item()}: the encoder's weights have overflowed, or these images are damaged")
+    require_finite(x)

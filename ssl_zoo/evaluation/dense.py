@@ -4,7 +4,7 @@ A 1x1 convolution with bias on the last feature map of the whole image, standard
 its logits bilinearly enlarged to the mask; cross entropy over the pixels of each batch that have a class. It starts at
 0 and is trained by Adam (lr 0.05, betas 0.9 and 0.999, no weight decay) for 10 epochs in batches of 16 images, with
 half a cosine to 0 over the steps; no augmentation, the order drawn from seed 0. The number is the mean IoU of the test
-part, after the last epoch. Which images, at which size, the caller must say.
+part after the last epoch. Which images, and at which size, is up to the caller.
 """
 
 from typing import NamedTuple
@@ -14,17 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_zoo.encoders import Encoder, evaluation_mode
-from ssl_zoo.evaluation.linear import Head
-from ssl_zoo.schedules import cosine
+from ssl_zoo.evaluation.linear import Head, descend, shuffled
 
-IGNORE = 255   # in a mask: nobody knows, or nobody asks
+IGNORE = 255   # in a mask: unknown, or not needed
 
 
 class IoU(NamedTuple):
     """Intersection over union of what is predicted and what is true."""
 
-    classes: Tensor   # [C] float64, NaN for a class that occurs in neither
-    mean: float       # over the others
+    classes: Tensor   # [C] float64, NaN for a class that occurs neither in the truth nor in the predictions
+    mean: float       # over the other classes
 
 
 def confusion(predictions: Tensor, truth: Tensor, classes: int) -> Tensor:
@@ -44,10 +43,10 @@ def confusion(predictions: Tensor, truth: Tensor, classes: int) -> Tensor:
 
 
 def mean_iou(confusion: Tensor) -> IoU:
-    """From a confusion [C, C] over the whole test part, as Pascal VOC has it, not the mean over images.
+    """The IoU from a confusion [C, C] over the whole test part, as Pascal VOC computes it: not a mean over images.
 
-    A class that occurs neither in the truth nor in the predictions is left out of the mean; one that was predicted and
-    is nowhere counts 0.
+    A class that occurs neither in the truth nor in the predictions is left out of the mean. A class that is predicted
+    but occurs nowhere in the truth counts 0.
     """
     both = confusion.diagonal().double()
     iou = both / (confusion.sum(0) + confusion.sum(1) - both)        # 0 / 0 is NaN
@@ -55,7 +54,7 @@ def mean_iou(confusion: Tensor) -> IoU:
 
 
 def encode_maps(encoder: Encoder, images: Tensor, batch: int = 32) -> Tensor:
-    """Feature maps [N, D, h, w] float32 of `images`, where those are: in evaluation mode and without autocast."""
+    """Feature maps [N, D, h, w] float32, on the device of `images`; in evaluation mode and without autocast."""
     device = encoder.mean.device
     with evaluation_mode(encoder):
         return torch.cat([encoder.maps(some.to(device)).float().to(images.device) for some in images.split(batch)])
@@ -63,18 +62,18 @@ def encode_maps(encoder: Encoder, images: Tensor, batch: int = 32) -> Tensor:
 
 def dense_linear(train_maps: Tensor, train_masks: Tensor, test_maps: Tensor, test_masks: Tensor, classes: int, *,
                  epochs: int = 10, batch: int = 16, lr: float = 0.05, seed: int = 0) -> IoU:
-    """The IoU on the test part of a linear layer trained on the training part; with the defaults, linear_dense.
+    """Train a linear layer on the training part and return its IoU on the test part; the defaults are linear_dense.
 
-    It holds the enlarged logits of one batch at a time. On a CPU the same input gives the same bits.
+    The enlarged logits are held for one batch at a time. On a CPU the same input gives the same bits.
 
     Args:
         train_maps, test_maps: [N, D, h, w] of a frozen encoder.
-        train_masks, test_masks: [N, H, W] of whole numbers below `classes`, or 255 where there is none.
+        train_masks, test_masks: [N, H, W], whole numbers below `classes`, or 255 for pixels without a class.
         classes: how many, C.
         epochs: passes over the training part.
         batch: images of a step.
         lr: of Adam at the first step.
-        seed: of the order of the images.
+        seed: decides the order of the images.
     """
     check(test_maps, test_masks, classes)      # before the training
     head = train_dense_head(train_maps, train_masks, classes, epochs=epochs, batch=batch, lr=lr, seed=seed)
@@ -114,19 +113,15 @@ def train_dense_head(maps: Tensor, masks: Tensor, classes: int, *, epochs: int =
     check(maps, masks, classes)
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(maps.device.type, enabled=False):
         head = Head(*channel_statistics(maps), classes)
-        optimizer = torch.optim.Adam(head.parameters(), lr)
-        generator = torch.Generator().manual_seed(seed)
-        steps_per_epoch = -(-len(maps) // batch)
-        for epoch in range(epochs):
-            for i, rows in enumerate(torch.randperm(len(maps), generator=generator).to(maps.device).split(batch)):
-                optimizer.param_groups[0]["lr"] = cosine(lr, 0.0, (epoch + i / steps_per_epoch) / epochs)
-                truth = masks[rows].long()
-                if (truth == IGNORE).all():
-                    continue                                         # a mean over no pixels is NaN
-                loss = F.cross_entropy(pixel_logits(head, maps[rows], truth), truth, ignore_index=IGNORE)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+
+        def loss(rows: Tensor) -> Tensor | None:
+            truth = masks[rows].long()
+            if (truth == IGNORE).all():
+                return None                                          # a mean over no pixels is NaN
+            return F.cross_entropy(pixel_logits(head, maps[rows], truth), truth, ignore_index=IGNORE)
+
+        descend("linear_dense", torch.optim.Adam(head.parameters(), lr), lr,
+                shuffled(len(maps), batch, maps.device, seed), steps=-(-len(maps) // batch), epochs=epochs, loss=loss)
     return head
 
 

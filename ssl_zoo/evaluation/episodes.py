@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_zoo.evaluation.classifiers import logistic, require_finite
-from ssl_zoo.evaluation.features import Features
+from ssl_zoo.evaluation.classifiers import logistic
+from ssl_zoo.evaluation.features import Features, require_finite
 from ssl_zoo.evaluation.score import Score
 
 WAYS = 5          # classes of an episode
 SHOTS = (1, 5)    # labelled images of each of its classes, the support
-QUERIES = 15      # images of each of its classes to tell apart
+QUERIES_PER_CLASS = 15      # images of each of its classes to tell apart
 EPISODES = 600
 CHUNK = 50        # episodes at a time
 
@@ -22,16 +22,17 @@ PASSES = 5        # of OpTA with one shot
 
 
 def fewshot(test: Features) -> tuple[dict[str, Score], list[str]]:
-    """The score of each classifier over 600 episodes of the test part, and a sentence for those it is too small for.
+    """Score each classifier over 600 episodes of the test part; a sentence says which episodes it is too small for.
 
-    The episodes are a function of its labels: every encoder sees the same. fewshot/5way_1shot is the nearest class mean
-    by cosine, which looks at one query at a time. fewshot/opta_transductive_5way_1shot sees all queries of an episode
-    together, and assumes that each class has equally many of them, as here it has: compare it with its like only.
+    The episodes depend on the labels alone: every encoder sees the same. fewshot/5way_1shot is the nearest class mean
+    by cosine, which looks at one query at a time. fewshot/opta_transductive_5way_1shot looks at all queries of a task
+    together and assumes that each class has the same number of them, which is true here: compare it only with others
+    that assume this.
     """
-    require_finite(test.x, "test features")
+    require_finite(test.x, "test")
     scores, left_out = {}, []
     for shots in SHOTS:
-        name, images = f"{WAYS}way_{shots}shot", shots + QUERIES
+        name, images = f"{WAYS}way_{shots}shot", shots + QUERIES_PER_CLASS
         classes = with_images(test.labels, images)
         if len(classes) < WAYS:
             left_out.append(f"fewshot/{name}: {len(classes)} classes have the {images} test images that an episode "
@@ -45,21 +46,21 @@ def fewshot(test: Features) -> tuple[dict[str, Score], list[str]]:
 
 
 def accuracy(classify: Callable[[Tensor, Tensor], Tensor], x: Tensor, shots: int) -> Tensor:
-    """Share [E] of right queries of episodes with features [E, WAYS, shots + QUERIES, D]."""
+    """Share [E] of the queries that are right, of episodes with features [E, WAYS, shots + QUERIES_PER_CLASS, D]."""
     with torch.autocast(x.device.type, enabled=False):
-        predicted = classify(x[:, :, :shots], x[:, :, shots:].flatten(1, 2))               # [E, WAYS * QUERIES]
-    truth = torch.arange(WAYS, device=x.device).repeat_interleave(QUERIES)
+        predicted = classify(x[:, :, :shots], x[:, :, shots:].flatten(1, 2))     # [E, WAYS * QUERIES_PER_CLASS]
+    truth = torch.arange(WAYS, device=x.device).repeat_interleave(QUERIES_PER_CLASS)
     return (predicted == truth).double().mean(1)
 
 
 def with_images(labels: Tensor, images: int) -> list[Tensor]:
-    """The rows of each class that has at least so many images; labels [N] are -1 where unknown."""
+    """The rows of each class that has at least `images` images; labels [N] are -1 where unknown."""
     rows = labels.cpu().argsort(stable=True).split((labels.cpu() + 1).bincount().tolist())
     return [some for some in rows[1:] if len(some) >= images]
 
 
 def draw(classes: list[Tensor], images: int) -> Tensor:
-    """Rows [EPISODES, WAYS, images] of different classes, and of different images of them; always the same."""
+    """Draw rows [EPISODES, WAYS, images]: different classes, and different images of each; always the same ones."""
     generator = torch.Generator().manual_seed(0)
 
     def some(count: int, of: int) -> Tensor:
@@ -70,7 +71,7 @@ def draw(classes: list[Tensor], images: int) -> Tensor:
 
 
 def by_class_mean(support: Tensor, queries: Tensor) -> Tensor:
-    """Classes [E, M] of queries [E, M, D]: largest cosine with a mean of the unit features of support [E, W, S, D]."""
+    """Classes [E, M] of queries [E, M, D]: the class mean of unit features, support [E, W, S, D], of largest cosine."""
     means = F.normalize(F.normalize(support, dim=-1).mean(2), dim=-1)
     return (queries @ means.mT).argmax(-1)
 
@@ -94,13 +95,13 @@ def by_transport(support: Tensor, queries: Tensor) -> Tensor:
 
 
 def standardise(x: Tensor) -> Tensor:
-    """Each feature [..., D] to mean 0 and deviation 1 over its channels; 0 where they are all equal."""
+    """Bring each feature [..., D] to mean 0 and deviation 1 over its channels; to 0 if they are all equal."""
     std, mean = torch.std_mean(x, -1, keepdim=True)
     return (x - mean) / torch.where(std > 1e-6 * mean.abs(), std, torch.inf)
 
 
 def align(prototypes: Tensor, queries: Tensor) -> Tensor:
-    """Prototypes [E, W, D] at the means of the queries [E, M, D], each query as much as the plan sends it there."""
+    """Move prototypes [E, W, D] to the means of the queries [E, M, D], weighted by what the plan sends to each."""
     return share(prototypes, queries) @ queries
 
 

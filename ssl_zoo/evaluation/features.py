@@ -1,12 +1,10 @@
-"""One pass over the images, read by every metric: the validation loop's features, shared by all processes."""
+"""Features of images, as every protocol reads them: collected batch by batch, and shared by all processes."""
 
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from ssl_zoo import distributed
@@ -15,24 +13,27 @@ from ssl_zoo import distributed
 class Features(NamedTuple):
     """What an encoder makes of one part of a data set."""
 
-    x: Tensor        # [N, D] float32
+    x: Tensor        # [N, D] float32, or float16 where the evaluation keeps them so
     labels: Tensor   # [N], -1 where unknown
     places: Tensor   # [N] place of each image in its part
 
 
 class Pass:
-    """The features of one validation pass, batch by batch and then as a whole, for all callbacks together."""
+    """The features of one pass over the evaluation images: added batch by batch, then read as a whole.
+
+    Batches may come in any order, on one process or several, and a sampler may show an image twice: each image counts
+    once, in the order of its place.
+    """
 
     def __init__(self) -> None:
-        self.batches: dict[int, dict[int, Features]] = {}
-        self.own: list[Features] = []
-        self.whole: list[Features] = []
-        self.labels: list[Tensor] = []      # of each part, over all processes, as the following
-        self.broken: list[Tensor] = []      # places of images whose features are not finite
-        self.said = False                   # that there are some
+        self.batches: dict[int, dict[int, Features]] = {}   # by part, then by number
+        self.own: list[Features] = []                       # of each part, this process's images
+        self.whole: list[Features] = []                     # of each part, the images of all processes
+        self.labels: list[Tensor] = []                      # likewise
+        self.broken: list[Tensor] = []                      # likewise, places of images with features that overflowed
 
     def add(self, part: int, batch: int, features: Features) -> None:
-        self.batches.setdefault(part, {})[batch] = features   # every callback brings the same
+        self.batches.setdefault(part, {})[batch] = features
 
     def shares(self) -> list[Features]:
         """The features of each part that this process keeps, in the order of the images; each image is on one."""
@@ -43,8 +44,7 @@ class Pass:
                 share = Features(*(column[rows] for column in found))
                 self.own.append(share)
                 self.labels.append(distributed.gather_uneven(share.labels))
-                largest = torch.linalg.vector_norm(share.x, torch.inf, 1)     # needs no second [N, D], as isfinite does
-                self.broken.append(distributed.gather_uneven(share.places[~largest.isfinite()]))
+                self.broken.append(distributed.gather_uneven(share.places[~finite(share.x)]))
         return self.own
 
     def parts(self) -> list[Features]:
@@ -73,13 +73,13 @@ def once(places: Tensor) -> Tensor:
 
 
 def nearest_of_all(cosines: Tensor, found: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The `k` largest cosines among those that the processes found for the same queries, and what belongs to them.
+    """The `k` largest cosines among those that all processes found for the same queries, and what belongs to each.
 
-    Exact, where each process brings the k largest of its share of the bank, or all of them.
+    Exact where each process brings the k largest of its share of the bank, or the whole share if it is smaller.
 
     Args:
-        cosines: [M, at most k], in falling order.
-        found: [M, as many] what each of them belongs to, such as a label or a place.
+        cosines: [M, at most k], largest first.
+        found: [M, as many], what each of them belongs to, such as a label or a place.
     """
     if distributed.world_size() == 1:
         return cosines, found
@@ -90,78 +90,47 @@ def nearest_of_all(cosines: Tensor, found: Tensor, k: int) -> tuple[Tensor, Tens
     return cosines, found.gather(1, order)
 
 
-_passes: WeakKeyDictionary[pl.Trainer, Pass] = WeakKeyDictionary()
+# What features and labels must be
+
+def finite(x: Tensor) -> Tensor:
+    """Which rows of `x` [..., D] hold finite numbers alone; needs no second [..., D], as isfinite does."""
+    return torch.linalg.vector_norm(x, torch.inf, -1).isfinite()
 
 
-class FeatureCallback(pl.Callback):
-    """A metric of features, computed at the end of each validation pass and logged under its protocol's name.
+def require_finite(x: Tensor, part: str = "", names: Sequence[str] | None = None) -> None:
+    """Raises a ValueError that names the first images whose features [..., D] are not finite.
 
-    A subclass writes `measure`. `latest` holds what it last measured: nothing where it could not.
+    Args:
+        part: of the data set, for the message.
+        names: of the images, row by row; their numbers where left out.
     """
-
-    needs_labels = True
-    sharded = False   # whether `measure` takes this process's share of the images, and finds the same on every process
-
-    def __init__(self) -> None:
-        self.latest: dict[str, float] = {}
-        self.said = False
-
-    def measure(self, train: Features, test: Features) -> dict[str, float]:
-        """Numbers by name; `train` and `test` are the same where there is only one part."""
-        raise NotImplementedError
-
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        done = _passes.get(trainer)
-        if done is None or done.batches or done.own:   # of a validation that broke off
-            _passes[trainer] = Pass()
-
-    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
-                                batch_idx: int, dataloader_idx: int = 0) -> None:
-        _passes[trainer].add(dataloader_idx, batch_idx, Features(outputs, batch.labels, batch.index))
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        _passes.pop(trainer, None)   # a gigabyte and more for a large set, which training needs for itself
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        done = _passes[trainer]
-        own = done.shares()
-        self.latest = {}
-        if any(map(len, done.broken)):
-            if not done.said:
-                rank_zero_warn(not_finite(trainer, done))
-                done.said = True
-            return
-        if self.needs_labels and (obstacle := no_accuracy(done)):
-            if not self.said:
-                rank_zero_warn(f"{type(self).__name__} measures accuracy, which {obstacle}")
-                self.said = True
-            return
-        parts = own if self.sharded else done.parts()
-        self.latest = self.measure(parts[0], parts[-1])
-        for name, value in self.latest.items():   # every process measured the same
-            pl_module.log(name, value, prog_bar=name.startswith("knn"), rank_zero_only=True)
+    wrong = (~finite(x)).flatten().nonzero()[:, 0].tolist()
+    if wrong:
+        here = f" of the {part} part" * bool(part)
+        raise ValueError(not_finite([names[row] if names else f"row {row}{here}" for row in wrong[:3]], len(wrong),
+                                    x[..., 0].numel(), half=x.dtype == torch.float16))
 
 
-def no_accuracy(done: Pass) -> str:
-    """What accuracy needs and these images lack; empty where they lack nothing."""
-    if any((labels < 0).any() for labels in done.labels):
+def not_finite(names: Sequence[str], wrong: int, images: int, *, half: bool = False) -> str:
+    """The sentence on `wrong` of so many `images`, some of whose names are given."""
+    return (f"the features of {wrong} of {images} images are not finite, such as those of {', '.join(names)}, and "
+            "nothing is measured: the encoder's weights have overflowed; go back to an earlier checkpoint and lower "
+            "the learning rate" + ", or leave out --half, for float16 ends at 65,504" * half)
+
+
+def no_accuracy(labels: Sequence[Tensor], classes: Sequence[str] = ()) -> str:
+    """What an accuracy needs and these images lack, to follow a subject; empty where they lack nothing.
+
+    Args:
+        labels: of each part, [N], -1 where unknown.
+        classes: names by label, where they have names.
+    """
+    if any((known < 0).any() for known in labels):
         return "needs labels: put the images of each class into a sub-folder of their own"
-    if len(done.labels) < 2:
+    if len(labels) < 2:
         return "needs a test part, and these images have none"
-    if (done.labels[0] == done.labels[0][0]).all():
-        return f"needs two classes: all {len(done.labels[0])} training images have label {done.labels[0][0]}"
+    first = int(labels[0][0])
+    if (labels[0] == first).all():
+        name = f"are of class {classes[first]}" if first < len(classes) else f"have label {first}"
+        return f"needs two classes: all {len(labels[0])} training images {name}"
     return ""
-
-
-def not_finite(trainer: pl.Trainer, done: Pass) -> str:
-    """Names some of the images whose features are not finite."""
-    loaders: Any = trainer.val_dataloaders
-    names = []
-    for part, broken in enumerate(done.broken):
-        source = getattr(loaders[part] if isinstance(loaders, list) else loaders, "source", None)
-        known = getattr(source, "names", None)
-        here = "test" if part else "training"
-        names += [known[place] if known else f"image {place} of the {here} part" for place in broken[:3].tolist()]
-    return (f"the features of {sum(map(len, done.broken))} of {sum(map(len, done.labels))} images are not finite, such "
-            f"as those of {', '.join(names[:3])}, and nothing is measured: the encoder's weights have overflowed; go "
-            "back to an earlier checkpoint and lower the learning rate")

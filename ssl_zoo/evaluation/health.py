@@ -1,16 +1,13 @@
-"""Health of features without labels: does the encoder tell images apart, and by how many directions?"""
+"""Measures of the health of features: does the encoder tell images apart, and by how many directions?"""
 
 import math
 from typing import NamedTuple
 
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from ssl_zoo.evaluation.features import FeatureCallback, Features
 from ssl_zoo.evaluation.nearest import unit
 
-SAMPLE = 5000   # images that the callback looks at
 BINS = 100      # of a histogram of cosines, from -1 to 1
 EDGES = torch.linspace(-1, 1, BINS + 1)
 
@@ -18,7 +15,7 @@ EDGES = torch.linspace(-1, 1, BINS + 1)
 class Tolerance(NamedTuple):
     """How near images of one class are to each other, by the cosine."""
 
-    joint: float         # mean over all pairs, an image with itself too, of the cosine or 0 where the classes differ
+    joint: float         # over all pairs, each image with itself too: mean of the cosine, or 0 where classes differ
     conditional: float   # mean over the pairs of two images of one class; NaN where there are none
 
 
@@ -36,7 +33,7 @@ class Similarities(NamedTuple):
 
 
 def feature_std(x: Tensor) -> float:
-    """Mean deviation over the axes of the unit features, times sqrt(D): 1 where they fill the sphere, 0 at collapse.
+    """Mean deviation of the unit features along their axes, times sqrt(D): 1 if they fill the sphere, 0 at collapse.
 
     Sec. 4.1 of SimSiam, arXiv:2011.10566.
     """
@@ -47,8 +44,9 @@ def rankme(x: Tensor, chunk: int = 1000) -> float:
     """Effective rank of `x` [N, D]: the exponential of the entropy of its singular values' shares, 1 to min(N, D).
 
     Eq. (1) and (2) of RankMe, arXiv:2210.02885, in float64. The singular values are the roots of the eigenvalues of the
-    smaller Gram matrix. Those below 3e-8 of the largest are its rounding and count as 0: the rank is less than a
-    thousandth from that of a singular value decomposition, and less than a millionth where the features are healthy.
+    smaller Gram matrix, which takes far less time than a singular value decomposition. Values below 3e-8 of the largest
+    are rounding of that matrix and count as 0. The result differs from the decomposition's by less than a thousandth,
+    and by less than a millionth for healthy features.
     """
     tall = x if len(x) >= x.shape[1] else x.T
     gram = x.new_zeros(tall.shape[1], tall.shape[1], dtype=torch.float64)
@@ -77,7 +75,7 @@ def uniformity(x: Tensor, t: float = 2.0, chunk: int = 1024) -> float:
 
 
 def alignment(x: Tensor, y: Tensor, chunk: int = 1024) -> float:
-    """Mean squared distance of the unit features of two views, [N, D] each: 0 where they agree, 4 where opposite.
+    """Mean squared distance of the unit features of two views, [N, D] each: 0 if they agree, 4 if they are opposite.
 
     Eq. (1) of Wang and Isola, arXiv:2005.10242, with alpha 2.
     """
@@ -87,10 +85,14 @@ def alignment(x: Tensor, y: Tensor, chunk: int = 1024) -> float:
 
 
 def tolerance(x: Tensor, labels: Tensor, chunk: int = 1024) -> Tolerance:
-    """Mean cosine of images of one class, over all pairs of images and over those pairs alone.
+    """Mean cosine of images of one class: once over all pairs of images, once over the pairs of one class alone.
 
-    Wang and Liu, arXiv:2012.09740, have the first, which grows with the share of pairs of one class. It is the sum over
-    classes of |sum of their unit features|^2, over N^2. Images without a label (-1) are left out.
+    The first is that of Wang and Liu, arXiv:2012.09740; it grows with the share of pairs that are of one class. It
+    equals the sum over classes of |sum of the class's unit features|^2, divided by N^2, so no pair needs to be formed.
+    Images without a label (-1) are left out.
+
+    Raises:
+        ValueError: no image has a label.
     """
     known = labels >= 0
     if not known.any():
@@ -123,7 +125,7 @@ def similarities(x: Tensor, y: Tensor, chunk: int = 1024) -> Similarities:
 
 
 def tally(cosines: Tensor) -> Tensor:
-    """Counts in the bins, sum and sum of squares, [BINS + 2] float64: add them up over chunks."""
+    """Counts in the bins, then sum and sum of squares: [BINS + 2] float64, to be added up over chunks."""
     bins = ((cosines + 1) * (BINS / 2)).int().clamp_(0, BINS - 1)      # rounding makes cosines above 1
     counts = bins.flatten().bincount(minlength=BINS)
     return torch.cat([counts.double(), torch.stack([cosines.sum(), cosines.square().sum()]).double()])
@@ -142,20 +144,3 @@ def check_views(x: Tensor, y: Tensor) -> None:
     if x.shape != y.shape:
         raise ValueError(f"these are features of two views of the same images, not {list(x.shape)} and "
                          f"{list(y.shape)}: give one row for each image to both")
-
-
-class Health(FeatureCallback):
-    """feature_std, rankme and uniformity of plain training images; needs no labels. Warns of a collapse."""
-
-    needs_labels = False
-
-    def measure(self, train: Features, test: Features) -> dict[str, float]:
-        chosen = torch.linspace(0, len(train.x) - 1, min(SAMPLE, len(train.x)), device=train.x.device).long()
-        x = train.x[chosen]
-        numbers = {"health/feature_std": feature_std(x), "health/rankme": rankme(x),
-                   "health/uniformity": uniformity(x)}
-        if numbers["health/feature_std"] < 0.02:
-            rank_zero_warn(f"the features of all images are nearly the same (feature_std "
-                           f"{numbers['health/feature_std']:.3f}, where 1 is healthy): the encoder has collapsed; "
-                           "try a lower learning rate, a larger batch or stronger augmentation")
-        return numbers

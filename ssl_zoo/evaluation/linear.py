@@ -1,5 +1,6 @@
-"""A linear classifier on frozen features."""
+"""A linear classifier on frozen features, trained by descent with a learning rate that falls to 0."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -7,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_zoo.evaluation.classifiers import moments
-from ssl_zoo.evaluation.features import FeatureCallback, Features
-from ssl_zoo.evaluation.score import Score
+from ssl_zoo.evaluation.features import Features
 from ssl_zoo.schedules import cosine
 
 
@@ -37,57 +37,43 @@ def train_head(train: Features, classes: int, *, epochs: int, batch: int = 256, 
     The optimiser of SimCLR's linear evaluation (arXiv:2002.05709, app. B.6) on features taken once, without
     augmentation. Its shuffle has a generator of its own, so the run's random numbers stay where they are.
     """
-    x, labels = train.x, train.labels
-    mean, std = moments(x)
+    mean, std = moments(train.x)
     head = Head(mean.float(), std.float(), classes)
-    optimizer = torch.optim.SGD(head.parameters(), lr, momentum=0.9, nesterov=True)
-    generator = torch.Generator().manual_seed(0)
-    steps_per_epoch = -(-len(x) // batch)
-    for epoch in range(epochs):
-        for i, rows in enumerate(torch.randperm(len(x), generator=generator).to(x.device).split(batch)):
-            progress = (epoch + i / steps_per_epoch) / epochs
-            optimizer.param_groups[0]["lr"] = cosine(lr * batch / 256, 0.0, progress)
-            loss = F.cross_entropy(head(x[rows]), labels[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    descend("linear_cached", torch.optim.SGD(head.parameters(), lr, momentum=0.9, nesterov=True), lr * batch / 256,
+            shuffled(len(train.x), batch, train.x.device), steps=-(-len(train.x) // batch), epochs=epochs,
+            loss=lambda rows: F.cross_entropy(head(train.x[rows]), train.labels[rows]))
     return head
 
 
-class LinearProbe(FeatureCallback):
-    """Accuracy of a linear classifier trained anew on the frozen features at every evaluation: linear_cached.
+def descend(name: str, optimizer: torch.optim.Optimizer, lr: float, batches: Callable[[int], Iterable[Any]], *,
+            steps: int, epochs: int, loss: Callable[[Any], Tensor | None]) -> None:
+    """Minimise the loss of one batch after another while the learning rate falls from `lr` to 0 by half a cosine.
 
-    The classifier and its standardisation are in the checkpoint, under this callback's state.
+    Every classifier that is trained by descent is trained here, but for linear_grid, whose heads share their products.
 
     Args:
-        epochs: passes over the features. The protocol linear_cached has 90; with others the name says how many.
+        name: of the protocol, for messages.
+        optimizer: its learning rate is set at every step.
+        batches: those of an epoch, by its number.
+        steps: batches in an epoch.
+        loss: of a batch; None to go on to the next one.
     """
+    for epoch in range(epochs):
+        value = None
+        for step, batch in enumerate(batches(epoch)):
+            optimizer.param_groups[0]["lr"] = cosine(lr, 0.0, (epoch + step / steps) / epochs)
+            if (value := loss(batch)) is None:
+                continue
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+        if value is not None and not value.isfinite():           # once an epoch: on a GPU it waits
+            raise ValueError(f"{name} has a loss of {value} after {epoch + 1} of {epochs} epochs: the encoder's "
+                             f"features are not finite, or a learning rate of {lr:.3g} is too large for them; check "
+                             "the encoder, or take a smaller batch, which lowers the learning rate")
 
-    def __init__(self, epochs: int = 90):
-        super().__init__()
-        if epochs < 1:
-            raise ValueError(f"a linear probe trains for at least 1 epoch, not {epochs}")
-        self.epochs = epochs
-        self.head: dict[str, Tensor] = {}
 
-    @property
-    def protocol(self) -> str:
-        return "linear_cached" if self.epochs == 90 else f"linear_cached_{self.epochs}_epochs"
-
-    def measure(self, train: Features, test: Features) -> dict[str, float]:
-        return {self.protocol: self.score(train, test).value}
-
-    def score(self, train: Features, test: Features) -> Score:
-        """Of each test image, whether it is right."""
-        classes = int(torch.maximum(train.labels.max(), test.labels.max())) + 1
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(train.x.device.type, enabled=False):
-            head = train_head(Features(*(part.clone() for part in train)), classes, epochs=self.epochs)
-        self.head = head.state_dict()
-        with torch.no_grad():
-            return Score((head(test.x).argmax(-1) == test.labels).double(), "image")
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"head": self.head, "latest": self.latest}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.head, self.latest = state_dict["head"], state_dict["latest"]
+def shuffled(count: int, batch: int, device: torch.device, seed: int = 0) -> Callable[[int], Iterable[Tensor]]:
+    """For each epoch in turn the batches of `count` rows, in an order that is drawn on the CPU from the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda epoch: torch.randperm(count, generator=generator).to(device).split(batch)

@@ -1,14 +1,15 @@
-"""Accuracy on the whole test part from few labelled train images, by kNN, logistic regression and naive Bayes."""
+"""Accuracy on the whole test part from few labelled training images, by kNN, logistic regression and naive Bayes."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ssl_zoo.evaluation.classifiers import logistic, moments, naive_bayes, require_finite
-from ssl_zoo.evaluation.features import Features
-from ssl_zoo.evaluation.knn import PROTOCOLS, knn_scores
+from ssl_zoo.evaluation.classifiers import logistic, moments, naive_bayes
+from ssl_zoo.evaluation.features import Features, require_finite
+from ssl_zoo.evaluation.knn import VOTES, knn_scores
 from ssl_zoo.evaluation.nearest import nearest
 from ssl_zoo.evaluation.score import Score
 
@@ -17,29 +18,41 @@ PERCENT = (1, 10)                # of the labels of each class, rounded, at leas
 DRAWS = 5
 
 
-def lowshot(train: Features, test: Features, names: Sequence[str] = ()) -> tuple[dict[str, Score], list[str]]:
-    """The score of each classifier at each number of labels, over 5 draws, and a sentence for each that has none.
+class Cell(NamedTuple):
+    """One measurement from few labels."""
 
-    The draws are a function of the train part's labels: every encoder sees the same. Draw i of more labels holds draw
-    i of fewer, so that a curve over the numbers is one of the same images with others added.
+    encoder: str
+    classifier: str
+    labels: float      # per class, or percent of all
+    percent: bool
+    score: Score
+
+
+def cells(columns: Mapping[str, Mapping[str, Score]]) -> list[Cell]:
+    """Those of all encoders, from their scores by name, as `lowshot` returns them; other scores are passed over."""
+    named = [(encoder, name.split("/"), score) for encoder, scores in columns.items() for name, score in scores.items()]
+    return [Cell(encoder, parts[2], float(parts[1].removesuffix("%")), parts[1].endswith("%"), score)
+            for encoder, parts, score in named if parts[0] == "lowshot"]
+
+
+def lowshot(train: Features, test: Features, names: Sequence[str] = ()) -> tuple[dict[str, Score], list[str]]:
+    """Score each classifier at each number of labels over 5 draws; sentences say which were left out, and why.
+
+    The draws depend on the labels of the training part alone: every encoder sees the same. A draw of more labels
+    contains the draw of fewer with the same number, so a learning curve adds images and replaces none.
 
     knn votes like knn_dino, with 20 neighbours or all that were drawn. logistic and naive_bayes see features that are
-    standardised by the whole train part, which needs no labels; naive_bayes of one image per class is its nearest one.
+    standardised by the whole training part, which needs no labels. With one image of each class, naive_bayes predicts
+    the class of the nearest image.
 
     Args:
-        train, test: features of both parts; train images without a label (-1) serve the standardisation alone.
+        train, test: features of both parts; training images without a label (-1) serve the standardisation alone.
         names: of the classes, for the sentences.
 
     Returns:
         Scores by name: lowshot/5/knn from 5 labels per class, lowshot/1%/knn from 1 % of the labels.
     """
-    require_finite(train.x, "train features")
-    require_finite(test.x, "test features")
-    unknown = int((test.labels < 0).sum())
-    if unknown:
-        raise ValueError(f"{unknown} of {len(test.labels)} test images have no label: accuracy needs them all")
-    if train.labels.max() < 0:
-        raise ValueError("no train image has a label: accuracy from few labels needs some")
+    check(train, test)
     classes = int(torch.maximum(train.labels.max(), test.labels.max())) + 1
     mean, std = (column.float() for column in moments(train.x))
     queries = test.x.float()
@@ -63,12 +76,22 @@ def lowshot(train: Features, test: Features, names: Sequence[str] = ()) -> tuple
     return scores, left_out
 
 
+def check(train: Features, test: Features) -> None:
+    require_finite(train.x, "training")
+    require_finite(test.x, "test")
+    unknown = int((test.labels < 0).sum())
+    if unknown:
+        raise ValueError(f"{unknown} of {len(test.labels)} test images have no label: accuracy needs them all")
+    if train.labels.max() < 0:
+        raise ValueError("no train image has a label: accuracy from few labels needs some")
+
+
 def sizes(counts: Tensor, names: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """What to draw of each class [C] by the size's name, and why the other sizes cannot be drawn.
+    """How many images to draw of each class [C], by the name of the size, and why the other sizes cannot be drawn.
 
     Args:
-        counts: labelled train images of each class [C]; a class without any is not drawn.
-        names: of the classes, or nothing.
+        counts: labelled training images of each class [C]; a class without any is not drawn.
+        names: of the classes; their numbers where there are none.
     """
     found, left_out = {}, []
     occurring, rarest = counts[counts > 0], int(counts.where(counts > 0, counts.max() + 1).argmin())
@@ -91,21 +114,21 @@ def sizes(counts: Tensor, names: Sequence[str]) -> tuple[dict[str, Tensor], list
 
 
 def draw(labels: Tensor, wanted: Tensor, seed: int) -> Tensor:
-    """Rows of as many images of each class as are wanted [C]: all are shuffled by the seed, each class gives its first.
+    """Draw rows, as many of each class as `wanted` [C] says: the seed shuffles all, and each class gives its first.
 
-    A function of labels [N] and seed; images with label -1 are not drawn.
+    The result depends on labels [N] and seed alone. Images with label -1 are not drawn.
     """
     labels, wanted = labels.cpu(), wanted.cpu()                             # a CPU and a GPU draw the same
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]                       # class by class
     classes = labels[order]
-    rank = torch.arange(len(order)) - torch.searchsorted(classes, classes)  # within its class
-    return order[(classes >= 0) & (rank < wanted[classes])]
+    within = torch.arange(len(order)) - torch.searchsorted(classes, classes)
+    return order[(classes >= 0) & (within < wanted[classes])]
 
 
 def vote(queries: Tensor, x: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Classes [M] of `queries` [M, D] by their nearest neighbours among the few of `x` [n, D]."""
-    protocol = PROTOCOLS["knn_dino"]
+    k, temperature = VOTES["knn_dino"]
     with torch.autocast(x.device.type, enabled=False):
-        cosines, places = nearest(queries, x, protocol.k)
-    return knn_scores(cosines, labels[places], protocol.temperature, classes).argmax(-1)
+        cosines, places = nearest(queries, x, k)
+    return knn_scores(cosines, labels[places], temperature, classes).argmax(-1)

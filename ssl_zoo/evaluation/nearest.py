@@ -1,4 +1,9 @@
-"""The rows of a bank with the largest cosines to each query: exact, in pieces, in little memory."""
+"""The nearest rows of a bank to each query by the cosine: exact, piece by piece, in little memory.
+
+`nearest` is what callers need. Below it are two searches with the same result. `search` compares tiles of queries and
+rows in float32 and keeps the k best of each query. `sieve` does the same in half the time on CPUs with units for
+bfloat16 matrices: cheap, rough cosines decide which few rows deserve exact ones.
+"""
 
 import math
 import warnings
@@ -12,23 +17,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-QUERIES, ROWS = 512, 512   # of the queries and of the bank that are compared at a time
-SAMPLE = 2048              # rows of the bank that tell about how near the nearest are
+TILE_QUERIES, TILE_ROWS = 512, 512   # how many queries and rows of the bank are compared at a time
+SAMPLE = 2048              # rows of the bank from which the cosine of the k-th nearest is guessed
 
 
 def tile(device: torch.device) -> tuple[int, int]:
-    """How many queries and how many rows of a bank are compared at a time: on a CPU, what its cache holds."""
-    return (QUERIES, ROWS) if device.type == "cpu" else (4 * QUERIES, 32 * ROWS)
+    """How many queries and how many rows of a bank to compare at a time: on a CPU, as many as its cache holds."""
+    return (TILE_QUERIES, TILE_ROWS) if device.type == "cpu" else (4 * TILE_QUERIES, 32 * TILE_ROWS)
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Cosines and places of the `k` nearest rows of `bank` [N, D] to each of `queries` [M, D], nearest first.
 
     Args:
-        own: [M] place of each query in the bank, where it is not its own neighbour.
+        own: [M] place of each query in the bank, if the queries are in it; a query is not its own neighbour.
 
     Returns:
-        Two tensors [M, k]; of fewer columns where the bank has fewer rows.
+        Two tensors [M, k], with fewer columns if the bank has fewer rows.
     """
     cosines, places = (torch.cat(column) for column in zip(*nearest_by_chunk(queries, bank, k, own), strict=True))
     return cosines, places
@@ -36,10 +41,10 @@ def nearest(queries: Tensor, bank: Tensor, k: int, own: Tensor | None = None) ->
 
 def nearest_by_chunk(queries: Tensor, bank: Tensor, k: int, own: Tensor | None = None
                      ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What `nearest` returns, for a few hundred queries after others.
+    """Yield what `nearest` returns, for a few hundred queries at a time.
 
-    Exact, also for features in half precision, which are compared in float32. Neither the bank nor the cosines exist as
-    a whole: a tile of queries and rows of the bank after the other is compared, and the nearest so far are kept.
+    The result is exact. Features in half precision are compared in float32. Neither a normalised bank nor the matrix of
+    cosines is ever held as a whole: tiles of queries and rows are compared one by one, and the nearest so far are kept.
     """
     queries, bank = queries.detach(), bank.detach()
     inverse = inverse_norms(bank)
@@ -53,7 +58,7 @@ def nearest_by_chunk(queries: Tensor, bank: Tensor, k: int, own: Tensor | None =
 
 
 def nearest_first(cosines: Tensor, places: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sorted, [m, k], without the query itself."""
+    """Sort the neighbours [m, k] by their cosine, and leave out the query itself."""
     if own is not None:
         cosines.masked_fill_(places == own[:, None], -torch.inf)
     cosines, order = cosines.topk(cosines.shape[1] - (own is not None))
@@ -71,14 +76,14 @@ def unit(x: Tensor) -> Tensor:
 
 
 def inverse_norms(x: Tensor) -> Tensor:
-    """One over the length of each row, [N]: with these no copy of a bank needs to be normalised."""
+    """One over the length of each row, [N]: cosines are divided by the lengths, so the bank need not be copied."""
     norms = torch.cat([torch.linalg.vector_norm(working(rows), dim=-1) for rows in x.split(tile(x.device)[1])])
     return 1 / norms.clamp_min(1e-12)   # as F.normalize
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Products of float32 matrices are in float32, also where the run allows bfloat16 or TF32 for speed."""
+    """Multiply float32 matrices in float32, even if the run allows bfloat16 or TF32 for speed."""
     known: Any = torch.backends
     backends = [known.mkldnn.matmul, known.cuda.matmul]
     before = [backend.fp32_precision for backend in backends]
@@ -93,17 +98,21 @@ def full_precision() -> Iterator[None]:
 
 
 class Best:
-    """The k nearest of each query so far and, behind them, what has been found since."""
+    """The k nearest rows of each query so far, followed by candidates that were found since.
+
+    Sorting after every tile would cost more than the products. So candidates are appended without order, and only when
+    some query has k of them are all cut back to the k best. `least` is the cosine that a row must reach to be one.
+    """
 
     def __init__(self, queries: Tensor, k: int, rows: int):
         self.k, self.width = k, 2 * k + rows
         self.cosines = queries.new_full((len(queries), self.width), -torch.inf)
         self.places = torch.zeros(self.cosines.shape, dtype=torch.int32, device=queries.device)
         self.filled = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
-        self.least = queries.new_full((len(queries), 1), -torch.inf)     # of the nearest, at the end, all are as near
+        self.least = queries.new_full((len(queries), 1), -torch.inf)     # no row below is among the k nearest
 
     def add(self, starts: Tensor, places: Tensor, cosines: Tensor) -> None:
-        """Those of query i are `places` and `cosines` [h] from starts[i] to starts[i + 1], at most `rows` of them."""
+        """Append candidates: those of query i are `places` and `cosines` [h] from starts[i] to starts[i + 1]."""
         counts, device = starts.diff(), starts.device
         first = torch.arange(0, self.cosines.numel(), self.width, device=device) + self.filled - starts[:-1]
         slots = first.repeat_interleave(counts, output_size=len(places)) + torch.arange(len(places), device=device)
@@ -114,7 +123,7 @@ class Best:
             self.keep()
 
     def keep(self) -> tuple[Tensor, Tensor]:
-        """Cosines and places of the nearest, [m, k], in no order. The others are forgotten."""
+        """Forget all but the k nearest; returns their cosines and places, [m, k], in no order."""
         used = max(self.k, int(self.filled.max()))
         cosines, kept = self.cosines[:, :used].topk(self.k, sorted=False)
         places = self.places.gather(1, kept)
@@ -127,7 +136,7 @@ class Best:
 
 @full_precision()
 def search(queries: Tensor, bank: Tensor, inverse: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Cosines and places [m, k] of the nearest of `bank` [N, D], in no order.
+    """Cosines and places [m, k] of the nearest rows of `bank` [N, D], in no order.
 
     Args:
         queries: [m, D] of length 1.
@@ -143,7 +152,11 @@ def search(queries: Tensor, bank: Tensor, inverse: Tensor, k: int) -> tuple[Tens
 
 
 def pieces(count: int, k: int, rows: int) -> Iterator[slice]:
-    """Each as long as all before it, up to `rows`, so that few of it are nearer than the k nearest before it."""
+    """Cut `count` rows into pieces, each as long as all before it and at most `rows`.
+
+    The first piece has k rows, all of which are kept. Of a piece as long as everything before it, on average k rows
+    are nearer than the k nearest so far: growing the pieces keeps the candidates few from the start.
+    """
     start, stop = 0, min(k, rows)
     while start < count:
         yield slice(start, min(stop, count))
@@ -151,7 +164,8 @@ def pieces(count: int, k: int, rows: int) -> Iterator[slice]:
 
 
 def above(cosines: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
-    """Where `cosines` [m, n] are at least `least` [m, 1]: flat places [h], and where each row's start among these."""
+    """Where `cosines` [m, n] are at least `least` [m, 1]: flat places [h], and where each row's places start in them.
+    """
     m, n = cosines.shape
     if cosines.device.type == "cpu":   # NumPy takes a quarter of the time
         found = torch.from_numpy(np.flatnonzero(cosines.numpy() >= least.numpy()))
@@ -160,7 +174,7 @@ def above(cosines: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
     return found, torch.searchsorted(found, torch.arange(0, m * n + 1, n, device=found.device))
 
 
-# The same nearest at half of the time, on a CPU that multiplies bfloat16 matrices fast
+# The same neighbours in half the time, on a CPU that multiplies bfloat16 matrices fast
 
 def fast_bfloat16() -> bool:
     """The CPU has units for bfloat16 matrices (AMX)."""
@@ -169,7 +183,7 @@ def fast_bfloat16() -> bool:
 
 
 def draw_sample(bank: Tensor, inverse: Tensor, k: int) -> Tensor | None:
-    """Some rows of `bank`, bfloat16 and of length 1; None where `search` is as fast as `sieve`."""
+    """Some rows of `bank` in bfloat16 and of length 1; None where `search` is as fast as `sieve`."""
     if bank.device.type != "cpu" or not fast_bfloat16() or len(bank) < max(4 * SAMPLE, 32 * k):
         return None
     drawn = torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))[:SAMPLE]
@@ -186,18 +200,21 @@ def no_beta_warning() -> Iterator[None]:
 @full_precision()
 @no_beta_warning()
 def sieve(queries: Tensor, bank: Tensor, inverse: Tensor, k: int, sample: Tensor) -> tuple[Tensor, Tensor]:
-    """What `search` finds. Rough cosines by bfloat16 products tell which few rows need exact ones.
+    """What `search` returns, from rough cosines by bfloat16 products and exact ones where they matter.
 
-    The sample gives a guess at a cosine that a few more than k rows reach. A row whose rough cosine is below the guess
-    by more than it can be wrong is none of these. Where k rows have reached the guess in the end, the nearest are among
-    them; where the guess was too high, `search` is asked.
+    1. A sample of the bank tells which cosine a little more than k rows of the whole bank will reach: the guess.
+    2. A rough cosine is wrong by at most `wrong`. A row whose rough cosine is below the guess, or below the k-th best
+       so far, by more than that cannot be one of the k nearest, and is dropped without an exact product.
+    3. The few rows that remain get exact cosines, and the k best are kept.
+    4. If k rows reached the guess, nothing that was dropped can be nearer, and the result is exact. If not, the guess
+       was too high, and `search` does these queries again. It also takes over if too many rows remain for a gain.
     """
     rows = tile(queries.device)[1]
-    wrong = 2 ** -8 + queries.shape[1] * 2 ** -23       # both factors are rounded to 8 bits; and the sum's rounding
+    wrong = 2 ** -8 + queries.shape[1] * 2 ** -23       # both factors have 8 bits; and the rounding of the sum
     rough_queries = queries.to(sample.dtype)
     expected = k * len(sample) / len(bank)
-    rank = math.ceil(expected + 3.5 * math.sqrt(expected)) + 1
-    guess = (rough_queries @ sample.T).topk(min(rank, len(sample))).values[:, -1:].to(queries.dtype).clamp_min(wrong)
+    within = math.ceil(expected + 3.5 * math.sqrt(expected)) + 1   # 3.5 deviations: it seldom fails
+    guess = (rough_queries @ sample.T).topk(min(within, len(sample))).values[:, -1:].to(queries.dtype).clamp_min(wrong)
     best = Best(queries, k, rows)
     best.least = guess
     half = sample.new_empty(rows, sample.shape[1])
@@ -205,7 +222,7 @@ def sieve(queries: Tensor, bank: Tensor, inverse: Tensor, k: int, sample: Tensor
         exact, scale = working(bank[piece]), inverse[piece]
         rough = rough_queries @ torch.mul(exact, scale[:, None], out=half[:len(exact)]).T
         least = (best.least - wrong).to(sample.dtype)
-        found, starts = above(rough.view(torch.int16), least.view(torch.int16))   # numbers from 0 on sort as their bits
+        found, starts = above(rough.view(torch.int16), least.view(torch.int16))   # positive numbers sort as their bits
         if len(found) > rough.numel() // 8:
             return search(queries, bank, inverse, k)    # all are too near to each other for bfloat16
         columns = found % len(exact)
@@ -218,7 +235,7 @@ def sieve(queries: Tensor, bank: Tensor, inverse: Tensor, k: int, sample: Tensor
 
 
 def dots(x: Tensor, y: Tensor, starts: Tensor, columns: Tensor) -> Tensor:
-    """Of row i of `x` with those rows of `y` that `columns` [h] names from starts[i] to starts[i + 1]; [h]."""
+    """Products [h] of row i of `x` with the rows of `y` that `columns` [h] names from starts[i] to starts[i + 1]."""
     shape = len(x), len(y)
     pairs = torch.sparse_csr_tensor(starts, columns, x.new_zeros(len(columns)), shape, check_invariants=False)
     return torch.sparse.sampled_addmm(pairs, x, y.T, beta=0).values()

@@ -1,133 +1,225 @@
-"""What a run leaves behind: a table before and after, the encoder as files, and where everything is."""
+"""Scores as tables and files: what `ssl-zoo evaluate` prints and leaves in its folder, and what a run ends with."""
 
-import copy
+import json
+import re
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import pytorch_lightning as pl
 import torch
+import torchvision
 import yaml
-from torch import Tensor
+from PIL import Image
 
-from ssl_zoo.distributed import run_folder
-from ssl_zoo.evaluation import summary
-from ssl_zoo.evaluation.features import FeatureCallback, Features
-from ssl_zoo.evaluation.score import number
-from ssl_zoo.export import save_encoder
-from ssl_zoo.method import Batch, Method
+import ssl_zoo
+from ssl_zoo.evaluation.protocol import Picture, Protocol, Quantity, quantity
+from ssl_zoo.evaluation.protocols import find, names
+from ssl_zoo.evaluation.score import Score, difference, finite, number
 
-PIXELS, BEFORE = "raw pixels", "untrained encoder"
+PIXELS, BEFORE = "raw pixels", "untrained encoder"   # the columns of a run's table that are not an epoch
+LEGEND = ("± is half of the 95 % interval over test images or episodes, and for `lowshot/` the deviation over draws.\n"
+          "A difference is taken image by image, draw by draw; * marks one larger than half of its 95 % interval.\n")
 
 
-class Report(pl.Callback):
-    """Ends a run with a table of every protocol's number before and after, and with the exported encoder.
+class Column(NamedTuple):
+    """What is known of one encoder."""
 
-    Below the table, apart from it, stands which epoch was best, for what it is worth: the test part chose it.
+    about: dict[str, Any]           # the encoder, and how many images it was measured on
+    scores: dict[str, Score]
+    left_out: list[str]             # sentences: what could not be measured, and why
+    pictures: dict[str, Picture]    # by name
+    notes: dict[str, Any]           # what else the report says of a score
 
-    The untrained column needs a whole evaluation before training: `trainer.num_sanity_val_steps: -1` in the recipe.
+
+class Comparison(NamedTuple):
+    """What an evaluation of one encoder or several found."""
+
+    protocols: Sequence[Protocol]
+    columns: dict[str, Column]      # by the encoder's name
+    failed: dict[str, str]          # why the other encoders were not measured
+    unwritten: str = ""             # why the report is not in its folder; empty where it is
+
+    @property
+    def scores(self) -> dict[str, dict[str, Score]]:
+        return {name: column.scores for name, column in self.columns.items()}
+
+    @property
+    def left_out(self) -> list[str]:
+        found = [f"{name}: {said}" for name, column in self.columns.items() for said in column.left_out]
+        return found + [f"{name} was not measured: {said}" for name, said in self.failed.items()]
+
+
+# What a number is
+
+def explained(score: str, protocols: Sequence[Protocol]) -> tuple[str, Quantity]:
+    """The key and the quantity of a score, by these protocols or else by any of the package's.
+
+    The columns of a run may name protocols that its recipe no longer has. A name that nobody knows is a plain number.
+    """
+    return (quantity(score, protocols) or quantity(score, map(find, names()))
+            or (score, Quantity("", percent=False)))
+
+
+def describe(scores: Sequence[str], protocols: Sequence[Protocol]) -> dict[str, str]:
+    """The sentences on these scores, each once."""
+    return {key: found.sentence for key, found in (explained(score, protocols) for score in scores)}
+
+
+# Tables
+
+def rows(scores: Mapping[str, Mapping[str, Score]], protocols: Sequence[Protocol],
+         compare: bool = True) -> list[list[str]]:
+    """The cells of a table: a line for each number, a column for each encoder, and its difference from the first one.
+
+    A difference is marked with * where it is larger than half of its 95 % interval, which is taken image by image.
+    """
+    encoders = list(scores)
+    others = encoders[1:] if compare else []
+    body = []
+    for name in dict.fromkeys(name for found in scores.values() for name in found):
+        percent = explained(name, protocols)[1].percent
+        found = [scores[encoder].get(name) for encoder in encoders]
+        apart = [delta(found[0], scores[other].get(name), percent) for other in others]
+        body.append([name, *(cell(score, percent) for score in found), *apart])
+    return [["", *encoders, *(f"{other} - {encoders[0]}" for other in others)], *body]
+
+
+def shown(value: float, percent: bool) -> str:
+    return f"{100 * value:.1f}" if percent else f"{value:.4g}"
+
+
+def cell(score: Score | None, percent: bool) -> str:
+    if score is None:
+        return "-"
+    spread = f" ± {shown(score.spread, percent)}" if score.spread is not None else ""
+    return shown(score.value, percent) + spread + " %" * percent
+
+
+def delta(first: Score | None, other: Score | None, percent: bool) -> str:
+    if first is None or other is None:
+        return "-"
+    apart, interval = difference(other, first)
+    sign = "+" if apart >= 0 else ""
+    if interval is None:
+        return sign + shown(apart, percent)
+    return f"{sign}{shown(apart, percent)} ± {shown(interval, percent)}" + " *" * (abs(apart) > interval)
+
+
+def as_text(table: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+                     for row in table) + "\n"
+
+
+def as_markdown(table: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in table]
+    return "\n".join([lines[0], "|---|" + "---:|" * (len(table[0]) - 1), *lines[1:]]) + "\n"
+
+
+def as_values(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
+    """For JSON."""
+    return {name: {"value": finite(score.value), "spread": finite(score.spread), "mean_over": score.of or None,
+                   "count": len(score.units) if score.of else None} for name, score in scores.items()}
+
+
+def differences(scores: Mapping[str, Mapping[str, Score]]) -> list[dict[str, Any]]:
+    """How far each encoder is above each one before it, for JSON."""
+    found = []
+    for one, other in combinations(scores, 2):
+        for name in scores[one].keys() & scores[other].keys():
+            apart, interval = difference(scores[other][name], scores[one][name])
+            found.append({"score": name, "encoder": other, "over": one, "difference": finite(apart),
+                          "interval": finite(interval), "exceeds": None if interval is None else abs(apart) > interval})
+    return sorted(found, key=lambda row: (row["over"], row["encoder"], row["score"]))
+
+
+# Of an evaluation
+
+def printed(found: Comparison) -> str:
+    """What the command says: the table, how to read it, and what is not in it."""
+    said = "".join(f"left out, {name}: {text}\n" for name, column in found.columns.items() for text in column.left_out)
+    said += "".join(f"{name} was not measured: {text}\n" for name, text in found.failed.items())
+    return f"{as_text(rows(found.scores, found.protocols))}\n{LEGEND}\n{said}"
+
+
+def write(folder: Path, data: Mapping[str, Any], found: Comparison, pictures: Sequence[Path]) -> None:
+    """Leave report.json, report.md and the pictures of all encoders together in `folder`.
 
     Args:
-        raw_pixels: evaluate the images' pixels as if they were features, for small images in memory.
+        data: what the images are.
+        pictures: files that are there already, for the report to show.
     """
-
-    def __init__(self, raw_pixels: bool = False):
-        self.raw_pixels = raw_pixels
-        self.columns: dict[str, dict[str, float]] = {}
-        self.pixels: dict[int, list[Features]] = {}
-        self.size: int | None = None
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch + 1 == trainer.max_epochs and trainer.check_val_every_n_epoch:
-            trainer.check_val_every_n_epoch = 1   # the last epoch is evaluated, whatever the recipe's rhythm
-
-    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch,
-                                batch_idx: int, dataloader_idx: int = 0) -> None:
-        assert isinstance(batch.images, Tensor)
-        self.size = batch.images.shape[-1]
-        if self.raw_pixels and trainer.sanity_checking and trainer.world_size == 1:
-            pixels = batch.images.flatten(1).float() / 255
-            self.pixels.setdefault(dataloader_idx, []).append(Features(pixels, batch.labels, batch.index))
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        whole_pass = trainer.num_sanity_val_steps == float("inf")   # Lightning's form of -1
-        if trainer.sanity_checking and not whole_pass:
-            return
-        callbacks = [callback for callback in self.callbacks(trainer) if callback.latest]
-        if self.pixels:
-            parts = [Features(*map(torch.cat, zip(*batches, strict=True))) for batches in self.pixels.values()]
-            self.columns[PIXELS] = merge(copy.copy(callback).measure(parts[0], parts[-1]) for callback in callbacks
-                                         if callback.needs_labels)
-            self.pixels = {}
-        name = BEFORE if trainer.sanity_checking else epoch(trainer.current_epoch + 1)
-        self.columns[name] = merge(callback.latest for callback in callbacks)
-
-    def callbacks(self, trainer: pl.Trainer) -> list[FeatureCallback]:
-        found: list[Any] = trainer.callbacks   # type: ignore[attr-defined]
-        return [callback for callback in found if isinstance(callback, FeatureCallback)]
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Method)
-        folder = run_folder(trainer)
-        if not trainer.is_global_zero or folder is None or not trainer.global_step:
-            return
-        now = epoch(trainer.current_epoch)
-        metrics = self.columns.get(now, {})   # an earlier epoch's are not this one's
-        path = save_encoder(pl_module.evaluated, folder / "encoder", size=self.size, metrics=metrics,
-                            recipe=whole_recipe(folder, pl_module))
-        text = table({name: self.columns[name] for name in self.shown()}) + highest(self.columns)
-        (folder / "report.txt").write_text(text)
-        left = {"checkpoints": folder / "checkpoints", "exported encoder": path, "TensorBoard": folder,
-                "augmented views": folder / "views.png", "nearest neighbours": folder / "neighbours.png"}
-        print("\n" + text)
-        if not metrics:
-            print(f"{now} was not evaluated: ssl-zoo evaluate {path}\n")
-        print("\n".join(f"{name:20}{place}" for name, place in left.items() if place.exists()))
-
-    def shown(self) -> list[str]:
-        """The pixels', the untrained and the last column."""
-        names = list(self.columns)
-        return [name for name in names if name in (PIXELS, BEFORE)] + names[-1:] if names else []
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"columns": self.columns, "size": self.size}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.columns, self.size = state_dict["columns"], state_dict["size"]
+    pictures = [*pictures, *(save(folder, "", kind, draw()) for protocol in found.protocols
+                             for kind, draw in protocol.compare(found.scores).items())]
+    images = next(iter(found.columns.values())).about["images"]
+    sentences = describe([name for column in found.columns.values() for name in column.scores], found.protocols)
+    put(folder / "report.json", json.dumps({
+        "data": {**data, "images": images},
+        "encoders": {name: {**column.about, "scores": as_values(column.scores), "notes": column.notes}
+                     for name, column in found.columns.items()},
+        "differences": differences(found.scores), "left_out": found.left_out, "protocols": sentences,
+        "versions": {"ssl_zoo": ssl_zoo.__version__, "torch": torch.__version__,
+                     "torchvision": torchvision.__version__}}, indent=2) + "\n")
+    put(folder / "report.md", "\n".join([
+        f"# Evaluation on {' and '.join(f'{count:,} {which}' for which, count in images.items())} images\n",
+        as_markdown(rows(found.scores, found.protocols)), LEGEND,
+        *(["\n## Left out\n", *(f"- {said}" for said in found.left_out)] if found.left_out else []),
+        "\n## Protocols\n", *(f"- `{name}`: {text}" for name, text in sentences.items()),
+        "\n## Pictures\n", *(f"![{path.stem}]({path.name})" for path in pictures)]) + "\n")
 
 
-def whole_recipe(folder: Path, method: Method) -> Any:
-    """The recipe that the command line left in a run's folder, or else what the method knows of it."""
+def put(path: Path, text: str) -> None:
+    """Write a file in one step: whoever finds it finds all of it."""
+    half = path.with_suffix(".half")
+    half.write_text(text)
+    half.replace(path)
+
+
+def save(folder: Path, encoder: str, kind: str, picture: Image.Image) -> Path:
+    slug = re.sub(r"[^\w.-]+", "_", encoder)
+    path = folder / (f"{slug}_{kind}.png" if slug else f"{kind}.png")
+    picture.save(path)
+    return path
+
+
+# Of a run
+
+def epoch(done: int) -> str:
+    """The name of the column of the encoder after that many epochs."""
+    return f"epoch {done}"
+
+
+def whole_recipe(folder: Path, method: Any) -> Any:
+    """The recipe that the command line left in a run's folder, or else the hyper-parameters that the method has."""
     config = folder / "config.yaml"
     return yaml.safe_load(config.read_text()) if config.is_file() else dict(method.hparams)
 
 
-def epoch(done: int) -> str:
-    """The column of the encoder after so many epochs."""
-    return f"epoch {done}"
+def run_table(columns: Mapping[str, Mapping[str, float]], protocols: Sequence[Protocol]) -> str:
+    """The pixels', the untrained and the last column, and below them which epoch was best."""
+    chosen = {name: scores for name, scores in columns.items() if name in (PIXELS, BEFORE, list(columns)[-1])}
+    return table(chosen, protocols) + highest(columns, protocols)
 
 
-def merge(numbers: Any) -> dict[str, float]:
-    return {name: value for some in numbers for name, value in some.items()}
-
-
-def table(columns: dict[str, dict[str, float]]) -> str:
-    """A line for each protocol, a column for each encoder."""
+def table(columns: Mapping[str, Mapping[str, float]], protocols: Sequence[Protocol] = ()) -> str:
+    """A line for each score, a column for each encoder."""
     if not any(columns.values()):
         return "no evaluation ran\n"
-    return summary.as_text(summary.rows({name: {protocol: number(value) for protocol, value in numbers.items()}
-                                         for name, numbers in columns.items()}, compare=False))
+    scores = {name: {score: number(value) for score, value in found.items()} for name, found in columns.items()}
+    return as_text(rows(scores, protocols, compare=False))
 
 
-def highest(columns: dict[str, dict[str, float]]) -> str:
+def highest(columns: Mapping[str, Mapping[str, float]], protocols: Sequence[Protocol]) -> str:
     """A line with each accuracy's best epoch; empty where there was only one to choose from."""
     epochs = {name: numbers for name, numbers in columns.items() if name not in (PIXELS, BEFORE)}
-    accuracies = dict.fromkeys(name for numbers in epochs.values() for name in numbers
-                               if not name.startswith("health/"))
+    accuracies = [name for name in dict.fromkeys(name for numbers in epochs.values() for name in numbers)
+                  if explained(name, protocols)[1].percent]
     if len(epochs) < 2 or not accuracies:
         return ""
     found = []
     for name in accuracies:
         values = {column: numbers[name] for column, numbers in epochs.items() if name in numbers}
         best = max(values, key=values.__getitem__)
-        found.append(f"{name} {100 * values[best]:.1f} % ({best})")
+        found.append(f"{name} {shown(values[best], percent=True)} % ({best})")
     return f"\nhighest of {len(epochs)} evaluations, chosen by the test part and so no result: {', '.join(found)}\n"

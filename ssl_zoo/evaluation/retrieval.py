@@ -1,31 +1,34 @@
 """How well images of one class find each other: the ranking of a whole bank by the cosine."""
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_zoo.data.sources import some
 from ssl_zoo.evaluation.features import Features
 from ssl_zoo.evaluation.nearest import inverse_norms, unit, working
 from ssl_zoo.evaluation.score import Score
 
-QUERIES = 1000        # at most, spread evenly by chance, the same ones every time
+QUERIES = 1000        # at most this many, drawn by chance, the same ones every time
 NEAREST = (1, 5, 10)
-ELEMENTS = 2 ** 22    # cosines that are ranked at a time, of 8 queries or more: 80 bytes each
+ELEMENTS = 2 ** 22    # cosines that are ranked at a time, but at least those of 8 queries: 80 bytes each
 
 
 @torch.no_grad()
 def retrieval(train: Features, test: Features) -> dict[str, Score]:
-    """Mean average precision of the ranking of `train` by each image of `test`, and recall among the nearest 1, 5, 10.
+    """Mean average precision when each image of `test` ranks those of `train`, and recall among the nearest 1, 5, 10.
 
     The average precision of a query is the mean, over all images of its class, of the share of that class among the
-    images at least as near. Its recall at k is 1 where one of its class is among the k nearest, else 0. Where `test` is
-    `train`, an image is not its own answer. A query without any image of its class is left out.
+    images that are at least as near. Its recall at k is 1 if one of its class is among the k nearest, else 0. Where
+    `test` is `train`, an image is not its own answer. A query is left out if no image has its class.
+
+    Raises:
+        ValueError: no query has an image of its class.
     """
-    chosen = np.sort(np.random.default_rng(0).permutation(len(test.x))[:QUERIES])
+    chosen = some(len(test.x), QUERIES)
     places = torch.from_numpy(chosen).to(test.x.device)
     inverse = inverse_norms(train.x)
-    found = [rank(test.x[rows], test.labels[rows], train, inverse, rows if test is train else None)
+    found = [judge(test.x[rows], test.labels[rows], train, inverse, rows if test is train else None)
              for rows in places.split(max(8, ELEMENTS // len(train.x)))]
     scores = torch.cat(found)                                                                # [M, 4]
     if not len(scores):
@@ -35,13 +38,17 @@ def retrieval(train: Features, test: Features) -> dict[str, Score]:
     return {name: Score(column, "image") for name, column in zip(names, scores.T, strict=True)}
 
 
-def rank(queries: Tensor, labels: Tensor, bank: Features, inverse: Tensor, own: Tensor | None) -> Tensor:
+def judge(queries: Tensor, labels: Tensor, bank: Features, inverse: Tensor, own: Tensor | None) -> Tensor:
     """Average precision and recall among the nearest, [m, 4] float64, of those `queries` [M, D] that have an answer.
 
+    Images at the same distance count as equally near: the shares are read at the end of a run of equal cosines, so that
+    the order of such images decides nothing. The ranking is sorted with the furthest first, which makes "at least as
+    near as this one" everything from the first place with its cosine to the end.
+
     Args:
-        labels: [M] of the queries.
+        labels: [M], of the queries.
         inverse: [N], one over the lengths of the bank's features.
-        own: [M] place of each query in the bank, if it is there.
+        own: [M], place of each query in the bank if it is there.
     """
     cosines = torch.cat([unit(queries) @ working(rows).T for rows in bank.x.split(8192)], 1) * inverse      # [M, N]
     relevant = (labels[:, None] == bank.labels) & (labels[:, None] >= 0)

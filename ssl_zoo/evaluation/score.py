@@ -10,7 +10,7 @@ Unit = Literal["image", "draw", "episode", ""]
 
 
 class Score(NamedTuple):
-    """The mean of `units`, which have the same order for every encoder measured on the same data."""
+    """The mean of `units`, which have the same order for every encoder that is measured on the same data."""
 
     units: Tensor    # [n] float64: for each image 1 where it was right, for each draw or episode its accuracy
     of: Unit = ""    # what a unit is; "" for one number that is no mean
@@ -23,20 +23,25 @@ class Score(NamedTuple):
     def spread(self) -> float | None:
         """Half of the 95 % interval of the mean over images or episodes; over draws their standard deviation.
 
-        None for a single number, of which nobody knows.
+        None for a single number, whose spread is unknown.
         """
         if len(self.units) < 2 or not self.of:
             return None
         return self.units.std().item() if self.of == "draw" else half_interval(self.units)
 
 
+def finite(value: float | None) -> float | None:
+    """None in place of NaN and infinity, which JSON does not have."""
+    return value if value is None or math.isfinite(value) else None
+
+
 def number(value: float) -> Score:
-    """A score that is no mean of anything."""
+    """A score that is one number, and not the mean of anything."""
     return Score(torch.tensor([value], dtype=torch.float64))
 
 
 def difference(one: Score, other: Score) -> tuple[float, float | None]:
-    """`one` less `other`, and half of its 95 % interval from the differences unit by unit; None without units."""
+    """`one` minus `other`, and half of the 95 % interval of the unit by unit differences; None without units."""
     if not one.of or len(one.units) != len(other.units) or len(one.units) < 2:
         return one.value - other.value, None
     apart = one.units - other.units

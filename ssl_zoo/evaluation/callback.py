@@ -1,0 +1,288 @@
+"""The protocols during a run, and what the run leaves: the one file of evaluation that knows Lightning."""
+
+import copy
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+
+from ssl_zoo import distributed
+from ssl_zoo.distributed import run_folder
+from ssl_zoo.evaluation import report
+from ssl_zoo.evaluation.features import Features, Pass, no_accuracy, not_finite
+from ssl_zoo.evaluation.health import Distribution, similarities
+from ssl_zoo.evaluation.nearest import unit
+from ssl_zoo.evaluation.protocol import Context, Measured, Picture, Protocol
+from ssl_zoo.evaluation.protocols import find
+from ssl_zoo.export import save_encoder
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.pictures import publish
+
+
+class Evaluation(pl.Callback):
+    """Measures the encoder by named protocols at the end of each validation, and logs each score under its name.
+
+    The features of a validation are collected once and every protocol reads them, on one process or several. `latest`
+    holds the scores of the last validation: none where its features were not finite.
+
+    Args:
+        protocols: names, as ssl-zoo evaluate takes them, or protocols by their class path with arguments, one's own
+            too. Those that train on images are for ssl-zoo evaluate alone.
+    """
+
+    def __init__(self, protocols: Sequence[str | Protocol] = ("knn", "linear_cached", "health", "neighbours")):
+        self.protocols = [find(one) if isinstance(one, str) else one for one in protocols]
+        for protocol in self.protocols:
+            if not protocol.quick:
+                raise ValueError(f"{protocol.name} takes too long for a run: leave it out, and measure the exported "
+                                 f"encoder with ssl-zoo evaluate --protocols {protocol.name}")
+        self.latest: dict[str, float] = {}
+        self.features = Pass()
+        self.pictures: dict[str, Picture] = {}   # of this validation, not yet drawn
+        self.said: set[str] = set()              # sentences; each is said once
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Where a trainer has several, the first takes over the others' protocols: the features are collected once."""
+        first, *others = evaluations(trainer)
+        for other in others:
+            first.protocols, other.protocols = first.protocols + other.protocols, []
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.features, self.pictures = Pass(), {}   # nothing stays of a validation that broke off
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                                batch_idx: int, dataloader_idx: int = 0) -> None:
+        if self.protocols:
+            self.features.add(dataloader_idx, batch_idx, Features(outputs, batch.labels, batch.index))
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.latest = {}
+        if not self.protocols:
+            return
+        self.features.shares()
+        if any(map(len, self.features.broken)):
+            self.say(broken(trainer, self.features), "not finite")
+            return
+        for protocol, found in self.measure(self.features, context(trainer, pl_module)):
+            for name, score in found.scores.items():          # every process measured the same
+                self.latest[name] = score.value
+                pl_module.log(name, score.value, prog_bar=protocol.in_bar, rank_zero_only=True)
+            self.pictures.update(found.pictures)
+            for sentence in found.left_out:
+                self.say(sentence)
+
+    def measure(self, features: Pass, given: Context) -> list[tuple[Protocol, Measured]]:
+        """What each protocol finds; one that cannot be measured is said, and the others are measured all the same."""
+        lacking = no_accuracy(features.labels, given.classes)
+        if lacking and (missing := [protocol.name for protocol in self.protocols if protocol.needs_labels]):
+            self.say(f"{', '.join(missing)}: accuracy {lacking}")
+        found = []
+        for protocol in self.protocols:
+            if lacking and protocol.needs_labels:
+                continue
+            parts = features.shares() if protocol.sharded else features.parts()
+            try:
+                found.append((protocol, protocol.measure(parts[0], parts[-1], given)))
+            except ValueError as error:
+                self.say(f"{protocol.name}: {error}")
+        return found
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        folder, pictures = run_folder(trainer), self.pictures
+        self.features, self.pictures = Pass(), {}   # a gigabyte and more for a large set, which training needs
+        if trainer.is_global_zero and folder is not None:
+            for name, draw in pictures.items():
+                publish(draw(), name, folder, trainer.logger, trainer.global_step)
+
+    def say(self, sentence: str, what: str = "") -> None:
+        if (what or sentence) not in self.said:
+            rank_zero_warn(sentence)
+            self.said.add(what or sentence)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"latest": self.latest, "protocols": {one.name: one.state_dict() for one in self.protocols}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.latest = state_dict["latest"]
+        for protocol in self.protocols:
+            if kept := state_dict.get("protocols", {}).get(protocol.name):   # a run may go on with other protocols
+                protocol.load_state_dict(kept)
+
+
+def evaluations(trainer: pl.Trainer) -> list[Evaluation]:
+    found: list[Any] = trainer.callbacks   # type: ignore[attr-defined]
+    return [callback for callback in found if isinstance(callback, Evaluation)]
+
+
+def context(trainer: pl.Trainer, method: pl.LightningModule) -> Context:
+    """What protocols may look at during a run."""
+    datamodule: Any = trainer.datamodule                 # type: ignore[attr-defined]
+    name = "untrained encoder" if trainer.sanity_checking else f"epoch {trainer.current_epoch + 1}"
+    return Context(name, getattr(datamodule, "classes", []), partial(image, trainer.val_dataloaders), running=True)
+
+
+def image(loaders: Any, part: int, place: int) -> Tensor:
+    """A plain image by its part, 0 the first and -1 the last, and its place there."""
+    loader = loaders[part] if isinstance(loaders, list) else loaders
+    return loader.image(place) if hasattr(loader, "image") else loader.dataset[place][0]
+
+
+def broken(trainer: pl.Trainer, done: Pass) -> str:
+    """Names some of the images whose features are not finite."""
+    loaders: Any = trainer.val_dataloaders
+    names = []
+    for part, places in enumerate(done.broken):
+        source = getattr(loaders[part] if isinstance(loaders, list) else loaders, "source", None)
+        known = getattr(source, "names", None)
+        here = "test" if part else "training"
+        names += [known[place] if known else f"image {place} of the {here} part" for place in places[:3].tolist()]
+    return not_finite(names[:3], sum(map(len, done.broken)), sum(map(len, done.labels)))
+
+
+class Report(pl.Callback):
+    """Ends a run with a table of every score before and after training, and with the exported encoder.
+
+    Below the table, apart from it, stands which epoch was best, for what it is worth: the test part chose it.
+
+    The untrained column needs a whole evaluation before training: `trainer.num_sanity_val_steps: -1` in the recipe. It
+    is measured once, and a resumed run still has it.
+
+    Args:
+        raw_pixels: evaluate the images' pixels as if they were features, for small images in memory.
+    """
+
+    def __init__(self, raw_pixels: bool = False):
+        self.raw_pixels = raw_pixels
+        self.columns: dict[str, dict[str, float]] = {}
+        self.pixels = Pass()
+        self.size: int | None = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch + 1 == trainer.max_epochs and trainer.check_val_every_n_epoch:
+            trainer.check_val_every_n_epoch = 1   # the last epoch is evaluated, whatever the recipe's rhythm
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch,
+                                batch_idx: int, dataloader_idx: int = 0) -> None:
+        assert isinstance(batch.images, Tensor)
+        self.size = batch.images.shape[-1]
+        if self.raw_pixels and trainer.sanity_checking and trainer.world_size == 1:
+            pixels = batch.images.flatten(1).float() / 255
+            self.pixels.add(dataloader_idx, batch_idx, Features(pixels, batch.labels, batch.index))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        whole_pass = trainer.num_sanity_val_steps == float("inf")   # Lightning's form of -1
+        if trainer.sanity_checking and not whole_pass:
+            return
+        found = evaluations(trainer)
+        if self.pixels.shares():
+            self.columns[report.PIXELS] = of_pixels(found, self.pixels)
+            self.pixels = Pass()
+        name = report.BEFORE if trainer.sanity_checking else report.epoch(trainer.current_epoch + 1)
+        self.columns[name] = {score: value for one in found for score, value in one.latest.items()}
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Method)
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero or folder is None or not trainer.global_step:
+            return
+        now = report.epoch(trainer.current_epoch)
+        metrics = self.columns.get(now, {})   # an earlier epoch's are not this one's
+        path = save_encoder(pl_module.evaluated, folder / "encoder", size=self.size, metrics=metrics,
+                            recipe=report.whole_recipe(folder, pl_module))
+        text = report.run_table(self.columns, [one for found in evaluations(trainer) for one in found.protocols])
+        (folder / "report.txt").write_text(text)
+        left = {"checkpoints": folder / "checkpoints", "exported encoder": path, "TensorBoard": folder,
+                "augmented views": folder / "views.png", "nearest neighbours": folder / "neighbours.png"}
+        print("\n" + text)
+        if not metrics:
+            print(f"{now} was not evaluated: ssl-zoo evaluate {path}\n")
+        print("\n".join(f"{name:20}{place}" for name, place in left.items() if place.exists()))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"columns": self.columns, "size": self.size}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.columns, self.size = state_dict["columns"], state_dict["size"]
+
+
+def of_pixels(found: Sequence[Evaluation], pixels: Pass) -> dict[str, float]:
+    """What the protocols that need labels find of raw pixels; the encoder's own results stay as they are."""
+    parts, scores = pixels.parts(), {}
+    for protocol in (one for evaluation in found if evaluation.latest for one in evaluation.protocols):
+        if protocol.needs_labels and not no_accuracy(pixels.labels):
+            measured = copy.copy(protocol).measure(parts[0], parts[-1], Context("raw pixels", running=True))
+            scores.update({name: score.value for name, score in measured.scores.items()})
+    return scores
+
+
+class ScoreRecorder(pl.Callback):
+    """Logs the cosines of positives and negatives among the features of a training batch, as scores/....
+
+    A positive is the first view of an image with its second, a negative with the second of another image, over the
+    batches of all processes: mean and variance of both, and the mean over images of the hardest negative. Features are
+    those that evaluation sees. TensorBoard gets histograms at the end of each epoch, of the last batch looked at.
+
+    Args:
+        every: record every N-th step that the trainer logs; each costs two passes through the encoder.
+    """
+
+    def __init__(self, every: int = 1):
+        if every < 1:
+            raise ValueError(f"scores are recorded at every step that the trainer logs, or at one of several: not at "
+                             f"every {every}")
+        self.every, self.step = every, 0
+        self.distributions: dict[str, Distribution] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Method)
+        pl_module.augment.require_views("ScoreRecorder", or_more=True, verb="compares")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch,
+                           batch_idx: int) -> None:
+        assert isinstance(pl_module, Method)
+        step, period = trainer.global_step, self.every * trainer.log_every_n_steps   # type: ignore[attr-defined]
+        if not period or step % period or step == self.step:   # several batches accumulate for one step
+            return
+        self.step = step
+        first, second = (distributed.gather(pl_module.encode(view.images)) for view in batch.views[:2])
+        if len(first) > 1:                                      # one image has no negative
+            positives, negatives = similarities(first, second)
+            self.distributions = {"positives": positives, "negatives": negatives}
+            numbers = {"positive_mean": positives.mean, "positive_variance": positives.variance,
+                       "negative_mean": negatives.mean, "negative_variance": negatives.variance,
+                       "hardest_negative": hardest(first, second).mean().item()}
+            pl_module.log_dict({f"scores/{name}": value for name, value in numbers.items()}, rank_zero_only=True)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        board: Any = getattr(trainer.logger, "experiment", None)
+        if trainer.is_global_zero and hasattr(board, "add_histogram_raw"):
+            for name, found in self.distributions.items():
+                if math.isfinite(found.mean):                   # else its counts mean nothing
+                    add_histogram(board, f"scores/{name}", found, trainer.global_step)
+        self.distributions = {}
+
+
+def hardest(x: Tensor, y: Tensor, chunk: int = 1024) -> Tensor:
+    """The largest cosine of each row of `x` [N, D] with the rows of `y` [N, D] except its own: [N], for N above 1."""
+    x, y = unit(x), unit(y)
+    largest = []
+    for start, rows in zip(range(0, len(x), chunk), x.split(chunk), strict=True):
+        cosines = rows @ y.T                                             # [chunk, N]
+        cosines.diagonal(start).fill_(-torch.inf)
+        largest.append(cosines.amax(1))
+    return torch.cat(largest)
+
+
+def add_histogram(board: Any, name: str, found: Distribution, step: int) -> None:
+    """The histogram as it was counted; TensorBoard's own would want all cosines."""
+    counts = found.counts.tolist()
+    edges = torch.linspace(-1, 1, len(counts) + 1).tolist()              # TensorBoard takes the upper ones
+    filled = [place for place, count in enumerate(counts) if count]
+    total = sum(counts)
+    board.add_histogram_raw(name, edges[filled[0]], edges[filled[-1] + 1], total, total * found.mean,
+                            total * (found.variance + found.mean ** 2), edges, [0, *counts], step)

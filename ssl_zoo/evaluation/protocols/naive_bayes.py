@@ -1,0 +1,15 @@
+"""naive_bayes: Bayes' rule for Gaussian classes."""
+
+from ssl_zoo.evaluation.classifiers import accuracy, naive_bayes
+from ssl_zoo.evaluation.features import Features
+from ssl_zoo.evaluation.protocol import Context, Measured, Protocol, Quantity
+
+
+class NaiveBayes(Protocol):
+    """Accuracy of Gaussians with one variance for each axis, pooled over the classes. Nothing to tune."""
+
+    name = "naive_bayes"
+    quantities = {"naive_bayes": Quantity("Gaussians with one pooled variance for each axis")}
+
+    def measure(self, train: Features, test: Features, context: Context) -> Measured:
+        return Measured({"naive_bayes": accuracy(naive_bayes, train, test)})

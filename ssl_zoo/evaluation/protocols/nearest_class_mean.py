@@ -1,0 +1,15 @@
+"""nearest_class_mean: the class whose mean is nearest."""
+
+from ssl_zoo.evaluation.classifiers import accuracy, nearest_class_mean
+from ssl_zoo.evaluation.features import Features
+from ssl_zoo.evaluation.protocol import Context, Measured, Protocol, Quantity
+
+
+class NearestClassMean(Protocol):
+    """Accuracy of the nearest class mean on the sphere. Nothing to tune, and one image of each class is enough."""
+
+    name = "nearest_class_mean"
+    quantities = {"nearest_class_mean": Quantity("the class whose mean has the largest cosine")}
+
+    def measure(self, train: Features, test: Features, context: Context) -> Measured:
+        return Measured({"nearest_class_mean": accuracy(nearest_class_mean, train, test)})
