@@ -1,7 +1,9 @@
-"""Imports point from the command line down to plain torch, never back."""
+"""Imports point from the command line down to plain torch, never back, and only the shell reaches Lightning."""
 
 import ast
-import re
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,46 +12,106 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssl_zoo"
 LAYERS = ["distributed schedules pictures", "views",
           "losses assignment memory heads encoders optim", "adaptive mixing export", "method",
-          "methods data monitor checkpoints", "evaluation", "cli", "__main__"]
+          "methods data monitor checkpoints", "evaluation", "metrics", "contract", "cli", "__main__"]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer.split()}
-LIGHTNING = {"method", "methods", "evaluation", "data", "monitor", "cli"}
-FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__init__.py"]
+LIGHTNING = ("ssl_zoo.method", "ssl_zoo.methods", "ssl_zoo.monitor", "ssl_zoo.checkpoints", "ssl_zoo.contract",
+             "ssl_zoo.cli", "ssl_zoo.data.images", "ssl_zoo.data.arrays", "ssl_zoo.data.digits", "ssl_zoo.data.folder",
+             "ssl_zoo.data.torchvision_sets", "ssl_zoo.evaluation.callback", "ssl_zoo.evaluation.former")
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def part(module):   # ssl_zoo.methods.simclr -> methods
-    return module.split(".")[1]
+def module(file):
+    """ssl_zoo/methods/simclr.py -> ssl_zoo.methods.simclr"""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def here(file):
-    return part(".".join(("ssl_zoo", *file.relative_to(PACKAGE).with_suffix("").parts)))
+MODULES = {module(file): file for file in FILES}
 
 
-def imports(file):
-    """Modules that a file imports; `from ssl_zoo import x` is ssl_zoo.x, and of the package itself nothing else is."""
-    for node in ast.walk(ast.parse(file.read_text())):
+def part(name):   # ssl_zoo.methods.simclr -> methods
+    return name.split(".")[1]
+
+
+def executed(tree):
+    """The nodes of a file that run: not those that only a type checker reads."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from executed(node)
+
+
+@cache
+def imports(name):
+    """The modules that a module names in its imports; `from ssl_zoo import x` is ssl_zoo.x."""
+    found = set()
+    for node in executed(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module == "ssl_zoo":
-            yield from (f"ssl_zoo.{alias.name}" for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            yield node.module
+            below = {f"{node.module}.{alias.name}" for alias in node.names}
+            files = {one for one in below if one in MODULES}
+            found |= files if files and len(files) == len(below) else files | {node.module}
+    return found
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_imports_point_down(file):
-    for module in imports(file):
-        if module.startswith("ssl_zoo.") and part(module) != here(file):
-            assert LEVEL[part(module)] < LEVEL[here(file)], f"{here(file)} imports {module}"
+@cache
+def closure(name):
+    """All modules that are loaded with a module: what it imports, the packages around that, and what these import."""
+    found, open_ = set(), [name]
+    while open_:
+        one = open_.pop()
+        if one not in found:
+            found.add(one)
+            if one in MODULES:
+                open_ += [*imports(one), *(one.rsplit(".", i)[0] for i in range(1, one.count(".") + 1))]
+    return found
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_only_the_shell_knows_lightning(file):
-    if here(file) not in LIGHTNING:
-        assert not [module for module in imports(file) if re.match("pytorch_lightning|lightning", module)]
+def is_lightning(name):
+    return name.partition(".")[0] in ("pytorch_lightning", "lightning")
+
+
+def knows_lightning(name):
+    return any(name == allowed or name.startswith(f"{allowed}.") for allowed in LIGHTNING)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_point_down(name):
+    if name != "ssl_zoo":
+        for other in imports(name):
+            if other.startswith("ssl_zoo.") and part(other) != part(name):
+                assert LEVEL[part(other)] < LEVEL[part(name)], f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_only_the_shell_reaches_lightning_directly_or_through_others(name):
+    if not knows_lightning(name):
+        through = sorted(one for one in closure(name) if one in MODULES and any(map(is_lightning, imports(one))))
+        assert not through, f"{name} loads {', '.join(through)}"
+
+
+def test_an_import_of_an_import_is_followed():
+    assert {"ssl_zoo.distributed", "torch", "ssl_zoo"} <= closure("ssl_zoo.evaluation.knn")
+    assert "pytorch_lightning" in closure("ssl_zoo.evaluation.former")
+
+
+@pytest.mark.parametrize("name", ["ssl_zoo.losses", "ssl_zoo.memory", "ssl_zoo.metrics", "ssl_zoo.views",
+                                  "ssl_zoo.encoders", "ssl_zoo.export", "ssl_zoo.data.sources",
+                                  "ssl_zoo.evaluation.knn", "ssl_zoo.evaluation.health", "ssl_zoo.evaluation.suite"])
+def test_a_pure_part_is_imported_without_lightning(name):
+    say = f"import sys, {name}; sys.exit('pytorch_lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", say], check=False, cwd=ROOT).returncode == 0
+
+
+def test_the_names_of_the_protocols_are_known_without_torch():
+    say = "import sys; from ssl_zoo.evaluation import protocols; assert 'knn' in protocols.names(); " \
+          "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", say], check=False, cwd=ROOT).returncode == 0
 
 
 def test_every_part_has_its_layer():
-    assert {here(file) for file in FILES} == LEVEL.keys()
+    assert {part(name) for name in MODULES if name != "ssl_zoo"} <= LEVEL.keys()
 
 
 def test_nothing_is_called_utils():
@@ -60,3 +122,12 @@ def test_nothing_is_called_utils():
 def test_the_base_class_is_short_and_so_are_the_methods():
     assert len((PACKAGE / "method.py").read_text().splitlines()) <= 120
     assert all(len(file.read_text().splitlines()) <= 80 for file in (PACKAGE / "methods").glob("[a-z]*.py"))
+
+
+def test_no_file_is_long_and_no_function_does_not_fit_a_screen():
+    for name, file in MODULES.items():
+        text = file.read_text()
+        assert len(text.splitlines()) <= 400, name
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 40 + (name == "ssl_zoo.cli.evaluate"), f"{name}.{node.name}"
