@@ -5,9 +5,10 @@ from typing import Any
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_encoder", "save_encoder"]
+HOMES = {"load_encoder": "ssl_zoo.checkpoints", "save_encoder": "ssl_zoo.export"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("load_encoder", "save_encoder"):   # on first use: importing ssl_zoo itself must not import torch
-        return getattr(import_module("ssl_zoo.export"), name)
+    if name in HOMES:   # on first use: importing ssl_zoo itself must not import torch
+        return getattr(import_module(HOMES[name]), name)
     raise AttributeError(f"module 'ssl_zoo' has no attribute {name!r}")

@@ -1,78 +1,149 @@
-"""Encoders and methods from files that a run or a user left."""
+"""Encoders and methods from any file: tensors are read strictly, and no code of the file runs.
 
-import copy
-import json
-import zipfile
-from collections.abc import Mapping
+What a file calls by name is imported only if it is ssl_zoo's own, or if the caller names that class too.
+"""
+
+from argparse import ArgumentError
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from importlib import import_module
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from jsonargparse import ArgumentParser
 
-from ssl_zoo import encoders
-from ssl_zoo.export import files, load_encoder
-from ssl_zoo.method import Method
+from ssl_zoo import encoders, paths
+from ssl_zoo.encoders import Encoder
+from ssl_zoo.views import Augmentation, ViewSpec
+
+# in place of a recipe's own, for a method that is not trained
+UNUSED: dict[str, Any] = {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}, "schedule": {}}
 
 
-def read_encoder(given: str) -> encoders.Encoder:
-    """An encoder by its file, its checkpoint, or its name, with weights from a file after an equals sign."""
-    name, weights = name_and_weights(given)
-    if name.endswith(".ckpt"):
-        checkpoint = check_whole(Path(name))
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        return load_method(checkpoint, content.get("hyper_parameters", {})).evaluated
-    if files(name)[1].is_file() or name.endswith(".safetensors"):
-        return load_encoder(name)
-    kind = encoders.named(name)
+def load_encoder(path: str | Path, *, kind: type[Encoder] | None = None) -> Encoder:
+    """The encoder that `save_encoder` wrote, in evaluation mode: images [B, 3, H, W] -> features [B, dim].
+
+    Runs no code from the files: the class is one of `ssl_zoo.encoders` or the one you give, the tensors are
+    safetensors.
+
+    Args:
+        path: either of the two files, or their path without its ending.
+        kind: the encoder's class, where it is one of your own.
+
+    Raises:
+        FileNotFoundError: one of the two files is missing.
+        ValueError: the files name an unknown encoder, or a tensor is missing, unexpected or of another shape.
+    """
+    architecture = paths.description(path)["architecture"]
+    path, described = paths.encoder_files(path)
     if kind is None:
-        raise ValueError(f"there is no encoder {given}: give an exported encoder's .safetensors, a .ckpt, or the name "
-                         "of a model of torchvision or timm, with its weights as in resnet50=resnet50.pth")
-    return kind(weights=weights or None)
+        own = {name: one for name, one in vars(encoders).items()
+               if isinstance(one, type) and issubclass(one, Encoder) and not isabstract(one) and name[0] != "_"}
+        kind = own.get(architecture["class"])
+    if kind is None:
+        name = architecture["class"].rpartition(".")[2]
+        raise ValueError(f"{described} names the encoder {architecture['class']}, which this version of ssl_zoo does "
+                         f"not have; if it is yours, give its class: load_encoder(path, kind={name}), or on the "
+                         f"command line --trust my_module.{name}")
+    try:
+        encoder = kind(**architecture["arguments"])
+    except TypeError as error:   # an argument that it does not take
+        raise ValueError(f"{described} does not fit the class {kind.__name__} as it is now: {error}") from error
+    encoders.load_strictly(encoder, encoders.read_state(path), path)
+    return encoder.eval()
 
 
-def name_and_weights(given: str) -> tuple[str, str]:
-    """What stands before and after an equals sign, unless it is part of a path, as in epoch=1-step=14.ckpt."""
-    if Path(given).is_file() or files(given)[0].is_file():
-        return given, ""
-    name, _, weights = given.partition("=")
-    return name, weights
+def read_encoder(given: str, trusted: Sequence[str] = ()) -> Encoder:
+    """An encoder by its file, its checkpoint, or its name, with weights from a file after an equals sign.
+
+    Args:
+        trusted: import paths of classes of your own that the files may name.
+    """
+    paths.check_encoder(given)
+    name, weights = paths.name_and_weights(given)
+    if name.endswith(".ckpt"):
+        return load_method(name, trusted).evaluated
+    if paths.is_exported(name):
+        said = paths.description(name)["architecture"]["class"]
+        path = paths.class_path(said, trusted, name)
+        return load_encoder(name, kind=find(path, Encoder, name) if path in trusted else None)
+    if (build := encoders.named(name)) is None:
+        raise ValueError(paths.no_encoder(given))
+    return build(weights=weights or None)
 
 
-def own_data(given: str) -> Any:
-    """The images that a run's encoder has learnt from, as its recipe names them."""
-    described, config = files(given)[1], Path(given).absolute().parents[1] / "config.yaml"
-    recipe = None
-    if given.endswith(".ckpt") and config.is_file():
-        recipe = yaml.safe_load(config.read_text())
-    elif described.is_file():
-        recipe = json.loads(described.read_text()).get("recipe")
-    if not isinstance(recipe, dict) or "data" not in recipe:
-        raise ValueError(f"nobody knows on which images to evaluate {given}: name them with --data, as in --data "
-                         "ImageFolder --data.root my_images")
-    return recipe["data"]
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What a training checkpoint holds: tensors and plain values, and nothing that would have to be run."""
+    try:
+        return torch.load(paths.check_whole(Path(path)), map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, ValueError):
+        raise
+    except Exception as error:   # pickle's, for whatever is no tensor or plain value
+        raise ValueError(f"{path} holds more than tensors and plain values, which could run code when it is read, and "
+                         "is not read: take a checkpoint that ssl-zoo fit left") from error
 
 
-def check_whole(checkpoint: Path) -> Path:
-    """The path, if a checkpoint is there and was written to its end."""
-    if not checkpoint.is_file():
-        raise FileNotFoundError(f"no checkpoint at {checkpoint}; ssl-zoo fit leaves them in its run's folder, "
-                                "under checkpoints")
-    if not zipfile.is_zipfile(checkpoint):   # as torch.save writes it, with the contents at its end
-        raise ValueError(f"{checkpoint} is no checkpoint, or was cut short; take another of its folder")
-    return checkpoint
+def load_method(path: str | Path, trusted: Sequence[str] = ()) -> Any:
+    """The method of a checkpoint that a recipe's run left, of whatever class it is; its state is loaded strictly.
 
+    Only what has a state is made again: the encoder and the heads. The views are the recipe's rows without operations
+    of other libraries, and the optimiser and its schedule, which are never asked, are always the same.
 
-def load_method(checkpoint: Path, values: Mapping[str, Any]) -> Method:
-    """The method of a checkpoint that a recipe's run left, of whatever class it is."""
+    Args:
+        path: a .ckpt file.
+        trusted: import paths of classes that are not ssl_zoo's and may be imported, such as my_module.Align.
+    """
+    from ssl_zoo.method import Method  # and with it Lightning, which an encoder by itself does not need
+    content = read_checkpoint(path)
+    values = dict(content.get("hyper_parameters", {}))
     if "_class_path" not in values:
-        raise ValueError(f"{checkpoint} is of a run built in Python and does not say how to build its encoder: write "
+        raise ValueError(f"{path} is of a run built in Python and does not say how to build its encoder: write "
                          "it there with ssl_zoo.save_encoder(method.evaluated, path)")
-    module, _, name = values["_class_path"].rpartition(".")
-    kind = getattr(import_module(module), name)
-    if not issubclass(kind, Method):
-        raise ValueError(f"{checkpoint} holds a {name}, which is no method of ssl_zoo")
-    encoder = copy.deepcopy(values["encoder"])
-    encoder["init_args"].pop("weights", None)   # the checkpoint holds what became of them
-    return kind.load_from_checkpoint(checkpoint, map_location="cpu", encoder=encoder)
+    kind = find(paths.class_path(values.pop("_class_path"), trusted, path), Method, path)
+    values |= {"encoder": without_weights(values["encoder"]), "augment": rows_alone(values["augment"])}
+    needed = {name: value for name, value in values.items() if name not in UNUSED and name != "_instantiator"}
+    method = built(kind, paths.with_trusted(needed, trusted, path) | UNUSED, path)
+    method.on_load_checkpoint(content)
+    method.load_state_dict(content["state_dict"])
+    return method
+
+
+def without_weights(encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's encoder without the file that it started from: the checkpoint holds what became of it."""
+    arguments = {name: value for name, value in encoder["init_args"].items() if name != "weights"}
+    return {"class_path": encoder["class_path"], "init_args": arguments}
+
+
+def rows_alone(augment: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's augmentation with nothing but its rows, and of these the fields that this version of ssl_zoo has."""
+    views = augment["init_args"]["views"]
+    known = {field.name for field in fields(ViewSpec)} - {"extra"}
+    rows = views if isinstance(views, str) else [{name: value for name, value in row.items() if name in known}
+                                                 for row in views]
+    return {"class_path": f"{Augmentation.__module__}.{Augmentation.__name__}", "init_args": {"views": rows}}
+
+
+def find(path: str, base: type, source: str | Path) -> Any:
+    """The class of an import path; raises one sentence if there is none, or if it is not a subclass of `base`."""
+    module, _, name = path.rpartition(".")
+    try:
+        kind = getattr(import_module(module), name, None) if module else None
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{path}, which {source} names, cannot be imported ({error}): run the command in the folder "
+                          "of its file, or install it") from error
+    if not isinstance(kind, type) or not issubclass(kind, base):
+        raise ValueError(f"{source} names {path}, which is not a subclass of {base.__name__}: take the version "
+                         "of ssl_zoo, or of your own class, that wrote it")
+    return kind
+
+
+def built(kind: type, values: dict[str, Any], source: str | Path) -> Any:
+    """A method from plain values, as the command line makes it from a recipe."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "method", fail_untyped=False)
+    try:
+        return parser.instantiate_classes(parser.parse_object({"method": values})).method
+    except (ArgumentError, TypeError) as error:   # an argument that the class does not take, for one
+        raise ValueError(f"{source} does not fit the class {kind.__name__} as it is now: {error}") from error

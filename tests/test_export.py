@@ -14,9 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import ssl_zoo
-from ssl_zoo import export
+from ssl_zoo import checkpoints, export, load_encoder, save_encoder
 from ssl_zoo.encoders import NarrowResNet, ResNet, Timm
-from ssl_zoo.export import load_encoder, save_encoder
 
 MEAN, STD = (0.2, 0.5, 0.7), (0.1, 0.3, 0.6)
 
@@ -142,8 +141,8 @@ def test_importing_the_package_alone_imports_no_torch(statement):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_packages_public_names_are_those_of_export():
-    assert ssl_zoo.load_encoder is export.load_encoder
+def test_the_packages_public_names_are_those_of_checkpoints_and_export():
+    assert ssl_zoo.load_encoder is checkpoints.load_encoder
     assert ssl_zoo.save_encoder is export.save_encoder
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = ssl_zoo.nothing
@@ -188,14 +187,31 @@ def test_a_class_that_is_none_of_the_packages_encoders_is_refused(name, exported
         load_encoder(exported)
 
 
-def test_someone_elses_encoder_is_exported_and_says_how_to_load_it(tmp_path):
-    class Mine(NarrowResNet):
-        def __init__(self):
-            super().__init__(4, 1)
-            self.extra = nn.Linear(2, 2)
+class Mine(NarrowResNet):
+    """Someone's own encoder, with a layer that no encoder of the package has."""
 
-    path = save_encoder(Mine(), tmp_path / "encoder")
-    with pytest.raises(ValueError, match=r"names the encoder Mine, .* load the tensors with safetensors"):
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.extra = nn.Linear(2, 2)
+
+
+def test_someone_elses_encoder_is_exported_and_loads_only_where_its_class_is_given(tmp_path):
+    encoder, images = Mine(width=4, stages=1).eval(), torch.rand(2, 3, 32, 32)
+    path = save_encoder(encoder, tmp_path / "encoder")
+    assert description(path)["architecture"]["class"] == f"{__name__}.Mine"
+    with pytest.raises(ValueError, match=rf"names the encoder {__name__}\.Mine, .*load_encoder\(path, kind=Mine\), or "
+                                         r"on the command line --trust my_module\.Mine"):
         load_encoder(path)
-    again = Mine()
-    again.load_state_dict(load_file(path), strict=True)
+    again = load_encoder(path, kind=Mine)
+    assert type(again) is Mine
+    with torch.no_grad():
+        assert torch.equal(again(images), encoder(images))
+    assert torch.equal(again.extra.weight, encoder.extra.weight)
+
+
+def test_a_class_that_does_not_fit_the_files_is_refused(tmp_path):
+    path = save_encoder(NarrowResNet(4, 1), tmp_path / "encoder")
+    with pytest.raises(ValueError, match=r"encoder\.safetensors is of another architecture: 2 tensors missing"):
+        load_encoder(path, kind=Mine)
+    with pytest.raises(ValueError, match=r"encoder\.json does not fit the class ResNet as it is now: .*'?width'?"):
+        load_encoder(path, kind=ResNet)

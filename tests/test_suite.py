@@ -11,7 +11,6 @@ import torchvision
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ssl_zoo.checkpoints import own_data
 from ssl_zoo.cli import run
 from ssl_zoo.cli.evaluate import name_of
 from ssl_zoo.data import ArrayImages, ImageFolder
@@ -21,6 +20,7 @@ from ssl_zoo.evaluation.protocol import Protocol
 from ssl_zoo.evaluation.protocols import find, names
 from ssl_zoo.evaluation.score import Score, number
 from ssl_zoo.export import save_encoder
+from ssl_zoo.paths import own_data
 
 QUICK = [name for name in names() if find(name).quick]
 PROTOCOLS = list(map(find, names()))

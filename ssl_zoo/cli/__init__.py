@@ -1,25 +1,42 @@
-"""The commands, each in a file of its own that is imported when it is asked for."""
+"""The commands, each in a file of its own that is imported when it is asked for.
+
+A command reads its options first and imports torch and Lightning afterwards, inside its function: they take seconds,
+for which neither --help nor a misspelt name should wait.
+"""
 
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
+
+from ssl_zoo.cli import messages
+from ssl_zoo.paths import check_whole
 
 DEBUG = "SSL_ZOO_DEBUG"   # set it to see whole tracebacks
-COMMANDS = ("evaluate", "export", "preview")   # beside those of Lightning's command line
+LIGHT = ("evaluate", "export", "preview")   # in files of their names
+LIGHTNINGS = ("fit", "validate")            # of Lightning's command line
 
 
 def run(arguments: list[str]) -> None:
     """Run a command; bad input ends it with one sentence and status 1."""
-    messages = import_module("ssl_zoo.cli.messages")
     messages.quiet()
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())   # for methods of one's own, as python does
     try:
-        if arguments[0] in COMMANDS:
-            getattr(import_module(f"ssl_zoo.cli.{arguments[0]}"), arguments[0])(arguments[1:])
-        else:
-            import_module("ssl_zoo.cli.fit").Cli(arguments)
-    except (ValueError, OSError, ImportError, messages.MisconfigurationException) as error:
-        if os.environ.get(DEBUG):
+        dispatch(arguments[0], arguments[1:])
+    except Exception as error:
+        if not messages.expected(error) or os.environ.get(DEBUG):
             raise
         sys.exit(f"ssl-zoo: {messages.way_out(error)}\n(for the traceback: {DEBUG}=1)")
+
+
+def dispatch(command: str, arguments: list[str]) -> None:
+    if command in LIGHT:
+        getattr(import_module(f"ssl_zoo.cli.{command}"), command)(arguments)
+    elif command in LIGHTNINGS:
+        for option, value in zip(arguments, arguments[1:], strict=False):
+            if option == "--ckpt_path":
+                check_whole(Path(value))
+        import_module("ssl_zoo.cli.fit").Cli([command, *arguments])
+    else:
+        raise ValueError(f"there is no command {command}{messages.did_you_mean(command, [*LIGHTNINGS, *LIGHT])}")

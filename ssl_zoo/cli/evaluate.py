@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from ssl_zoo import data
-from ssl_zoo.checkpoints import name_and_weights, own_data, read_encoder
+from ssl_zoo.checkpoints import read_encoder
 from ssl_zoo.cli.fit import Parser
 from ssl_zoo.evaluation import protocols
 from ssl_zoo.evaluation.report import printed
+from ssl_zoo.paths import name_and_weights, own_data
 
 
 def evaluate(arguments: Sequence[str]) -> None:

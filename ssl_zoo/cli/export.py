@@ -1,26 +1,28 @@
 """The command export."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from ssl_zoo.cli.messages import Options
+from ssl_zoo.paths import check_whole
 
-from ssl_zoo.checkpoints import check_whole, load_method
-from ssl_zoo.evaluation.report import epoch, whole_recipe
-from ssl_zoo.export import save_encoder
+TRUST = ("import path of a class of your own that the file names, such as my_module.Align; it runs. Without this, a "
+         "file of whomever imports nothing but ssl_zoo's classes. May be given several times")
 
 
 def export(arguments: Sequence[str]) -> None:
     """Write the encoder of a training checkpoint as .safetensors, and what it is as .json."""
-    parser = argparse.ArgumentParser("ssl-zoo export", description=export.__doc__)
+    parser = Options("export", export.__doc__)
     parser.add_argument("checkpoint", type=Path, help="a .ckpt file that ssl-zoo fit left")
     parser.add_argument("--output", type=Path, help="file to write; the checkpoint's name if left out")
+    parser.add_argument("--trust", metavar="CLASS", action="append", default=[], help=TRUST)
     options = parser.parse_args(arguments)
     checkpoint = check_whole(options.checkpoint)
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    method = load_method(checkpoint, content.get("hyper_parameters", {}))
+    from ssl_zoo.checkpoints import load_method, read_checkpoint
+    from ssl_zoo.evaluation.report import epoch, whole_recipe
+    from ssl_zoo.export import save_encoder
+    method, content = load_method(checkpoint, options.trust), read_checkpoint(checkpoint)
     report: Any = next((state for name, state in content["callbacks"].items() if name.startswith("Report")),
                        {"columns": {}, "size": None})
     print(save_encoder(method.evaluated, options.output or checkpoint.with_suffix(".safetensors"), size=report["size"],

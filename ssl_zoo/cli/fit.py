@@ -12,11 +12,11 @@ from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from ssl_zoo import data, encoders, evaluation, methods, monitor, optim
-from ssl_zoo.checkpoints import check_whole
 from ssl_zoo.cli.messages import parse_error
 from ssl_zoo.data import arrays, digits, folder, torchvision_sets
 from ssl_zoo.evaluation import callback, former
 from ssl_zoo.method import Method
+from ssl_zoo.paths import check_whole
 from ssl_zoo.views.specs import PRESETS
 
 # the families hold the classes that a recipe may name alone, once their files are imported

@@ -1,24 +1,64 @@
-"""What the commands say: one sentence for whatever was wrong, and how to put it right."""
+"""What the commands say: one sentence for whatever was wrong, and how to put it right. Imports nothing heavy."""
 
+import argparse
 import difflib
 import inspect
 import logging
 import re
 import warnings
+from collections.abc import Iterable, Sequence
 from importlib import import_module
+from typing import Any, NoReturn
 
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-
-from ssl_zoo import data, encoders, evaluation, methods, optim
+FAMILIES = ("methods", "data", "evaluation", "encoders", "optim")   # whose classes a recipe may name
 
 NOISE = re.compile("Does not validate|Subtypes:|Errors:|Given value|Expected a path|"
                    "Expected a <class '(NoneType|collections.abc.Sequence)'>")
 
 
+class Options(argparse.ArgumentParser):
+    """The options of one command, read before anything heavy is imported.
+
+    Args:
+        command: its name.
+        description: for its help.
+        others: starts of further options, which `parse_known_args` hands back.
+    """
+
+    def __init__(self, command: str, description: str | None, *, others: Sequence[str] = (), **more: Any):
+        super().__init__(f"ssl-zoo {command}", description=description, allow_abbrev=False, **more)
+        self.others = tuple(others)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        for word in args:
+            option, known = word.partition("=")[0], [*filter(re.compile("--").match, self._option_string_actions)]
+            if option.startswith("--") and option not in known and not option.startswith(self.others):
+                raise ValueError(f"{self.prog} has no option {option}{did_you_mean(option, [*known, *self.others])}")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message.removeprefix('argument ')}: {self.prog} --help says more")
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a name that does not exist: the nearest one that does, or all."""
+    near = difflib.get_close_matches(wrong, known := list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+
+
+def expected(error: BaseException) -> bool:
+    """Whether an error is about what the user gave, so that its sentence is enough."""
+    return isinstance(error, (ValueError, OSError, ImportError)) or misconfigured(error)
+
+
+def misconfigured(error: BaseException) -> bool:
+    return type(error).__name__ == "MisconfigurationException"   # by its name: importing Lightning takes seconds
+
+
 def way_out(error: BaseException) -> str:
     """What `error` says, and what to do where it is not ours and does not say."""
     said = parse_error(str(error))   # jsonargparse wraps what a constructor says in its tree
-    if isinstance(error, MisconfigurationException) and re.search("accelerator|backend|CUDA|GPU", said):
+    if misconfigured(error) and re.search("accelerator|backend|CUDA|GPU", said):
         return f"{said.rstrip('.!')}: this machine has none; run with --trainer.accelerator cpu, or auto"
     return said
 
@@ -43,7 +83,7 @@ def parse_error(message: str) -> str:
     if choice := re.search(r"Expected a typing.Literal\[(.+)\]", text):
         text = f"expected one of {choice[1]}"
     if unknown := re.search(r"Expected a dot import path string: (\w+)", text):
-        names = [name for module in (methods, data, evaluation, encoders, optim) for name in dir(module)]
+        names = [name for family in FAMILIES for name in dir(import_module(f"ssl_zoo.{family}"))]
         near = difflib.get_close_matches(unknown[1], names, n=1)
         text = f"there is no class {unknown[1]}" + (f"; did you mean {near[0]}?" if near else "")
     if option := re.search(r"Option '([^']+)' is not accepted|does not accept option 'trainer.(\w+)'", text):

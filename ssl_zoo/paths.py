@@ -1,0 +1,135 @@
+"""What the files that people name are, found out without torch: a wrong path is reported before anything is loaded."""
+
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PACKAGE = __name__.partition(".")[0]
+
+
+def encoder_files(path: str | Path) -> tuple[Path, Path]:
+    """The two files of an exported encoder; `path` names either, or is what stands before their endings."""
+    stem = str(path).removesuffix(".safetensors").removesuffix(".json")
+    return Path(f"{stem}.safetensors"), Path(f"{stem}.json")
+
+
+def name_and_weights(given: str) -> tuple[str, str]:
+    """The text before and after an equals sign, unless the sign is part of a path, as in epoch=1-step=14.ckpt."""
+    name, _, weights = given.partition("=")
+    if Path(given).is_file() or encoder_files(given)[0].is_file() or not may_be_model(name):
+        return given, ""
+    return name, weights
+
+
+def may_be_model(name: str) -> bool:
+    """Whether torchvision or timm could have a model of this name: none has a folder in it."""
+    return "/" not in name.removeprefix("timm/")
+
+
+def is_exported(name: str) -> bool:
+    """Whether a name is that of an exported encoder's files, there or not, and not that of a model."""
+    return name.endswith(".safetensors") or encoder_files(name)[1].is_file()
+
+
+def check_encoder(given: str) -> None:
+    """Raise one sentence if the files that `given` names are not there; a model's name passes."""
+    name, weights = name_and_weights(given)
+    if name.endswith(".ckpt"):
+        check_whole(Path(name))
+    elif is_exported(name):
+        description(name)
+    elif weights:
+        check_weights(weights)
+    elif not may_be_model(name):
+        raise ValueError(no_encoder(given))
+
+
+def no_encoder(given: str) -> str:
+    return (f"there is no encoder {given}: give an exported encoder's .safetensors, a .ckpt, or the name of a model of "
+            "torchvision or timm, with its weights as in resnet50=resnet50.pth")
+
+
+def check_weights(path: str | Path) -> None:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights at {path}; give the path of a .safetensors or .pth file")
+
+
+def check_whole(checkpoint: Path) -> Path:
+    """The path, if a checkpoint is there and was written to its end."""
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"no checkpoint at {checkpoint}; ssl-zoo fit leaves them in its run's folder, "
+                                "under checkpoints")
+    if not zipfile.is_zipfile(checkpoint):   # as torch.save writes it, with the contents at its end
+        raise ValueError(f"{checkpoint} is no checkpoint, or was cut short; take another of its folder")
+    return checkpoint
+
+
+def description(path: str | Path) -> dict[str, Any]:
+    """What an exported encoder's .json says.
+
+    Raises:
+        FileNotFoundError: one of the two files is missing.
+        ValueError: it does not describe an encoder.
+    """
+    tensors, described = encoder_files(path)
+    if not tensors.is_file():
+        raise FileNotFoundError(f"there is no encoder {tensors}; a run leaves one in its folder, and ssl-zoo export "
+                                "makes one of a checkpoint")
+    if not described.is_file():
+        raise FileNotFoundError(f"{tensors} has no {described.name} beside it, which says what it holds; "
+                                "keep the two files together")
+    try:
+        said = json.loads(described.read_text())
+        if isinstance(said["architecture"]["class"], str) and isinstance(said["architecture"]["arguments"], dict):
+            return said
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise ValueError(f"{described} does not describe an encoder of ssl_zoo: give the file that a run left beside it")
+
+
+def own_data(given: str, trusted: Sequence[str] = ()) -> Any:
+    """The images that a run's encoder has learnt from, as its recipe names them.
+
+    Args:
+        given: a checkpoint, or an exported encoder.
+        trusted: import paths of classes that are not ssl_zoo's and may be imported.
+    """
+    described, config = encoder_files(given)[1], Path(given).absolute().parents[1] / "config.yaml"
+    recipe, source = None, described
+    if given.endswith(".ckpt") and config.is_file():
+        import yaml  # a tenth of a second, which no other use of this file should cost
+        recipe, source = yaml.safe_load(config.read_text()), config
+    elif described.is_file():
+        recipe = json.loads(described.read_text()).get("recipe")
+    if not isinstance(recipe, dict) or "data" not in recipe:
+        raise ValueError(f"nobody knows on which images to evaluate {given}: name them with --data, as in --data "
+                         "ImageFolder --data.root my_images")
+    return with_trusted(recipe["data"], trusted, source)
+
+
+def with_trusted(tree: Any, trusted: Sequence[str], source: str | Path) -> Any:
+    """Plain values from a file, in which every `class_path` is one that may be imported."""
+    if isinstance(tree, list):
+        return [with_trusted(value, trusted, source) for value in tree]
+    if not isinstance(tree, dict):
+        return tree
+    return {name: class_path(value, trusted, source) if name == "class_path" else with_trusted(value, trusted, source)
+            for name, value in tree.items()}
+
+
+def class_path(named: str, trusted: Sequence[str], source: str | Path) -> str:
+    """The import path of a class that the file `source` names.
+
+    A file may come from anyone, so what it names is imported only if it belongs to ssl_zoo, or if the user has named
+    a class of that name himself. The module may then be another one: a class from a notebook is called __main__ there.
+    """
+    module, _, name = named.rpartition(".")
+    for own in trusted:
+        if own.rpartition(".")[2] == name:
+            return own
+    if not module or module.partition(".")[0] == PACKAGE:   # a name alone is that of a class of ssl_zoo
+        return named
+    raise ValueError(f"{source} names {named}, which is not a class of ssl_zoo, and files import nothing else by "
+                     f"themselves: if you trust it, add --trust {named}")
