@@ -1,12 +1,35 @@
-"""What the processes of a run share: collectives that are the identity on one process, and the run's seed."""
+"""What the processes of a run share: streams of random numbers, and collectives, which on one are the identity."""
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
+
+Rows = TypeVar("Rows", Tensor, np.ndarray)
+NUMBERED = {"shuffled keys": (1,), "mixtures": (2,)}   # streams that had numbers before streams had names
+
+
+class Key(NamedTuple):
+    """What the random draws of a batch depend on, and all that they depend on: nothing about chance needs saving."""
+
+    seed: int
+    epoch: int
+    batch: int
+    rank: int
+
+    def generator(self, name: str) -> np.random.Generator:
+        """The random numbers that `name` stands for in this batch, the same ones on every process.
+
+        Two names give independent streams. Draw for the images of all processes and take this one's share with `mine`:
+        then a run's draws do not depend on how many processes share the work.
+        """
+        stream = NUMBERED.get(name, tuple(name.encode()))
+        return np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, self.batch], spawn_key=stream))
 
 
 def world_size() -> int:
@@ -18,17 +41,17 @@ def rank() -> int:
 
 
 def run_seed() -> int:
-    """The seed of data order and view draws: that of Lightning's `seed_everything`, 0 where it was never called.
+    """The seed of the data's order and of every draw: that of Lightning's `seed_everything`, 0 if it was never called.
 
-    It is the same on every process and after a resume, where torch's own random state is not.
+    It is the same on every process and after a resume; torch's own random state is neither.
     """
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 def run_folder(trainer: Any) -> Path | None:
-    """Where a run of Lightning's trainer leaves its files; None for a trial run, which leaves none.
+    """The folder in which a run of Lightning's trainer leaves its files; None for a trial run, which leaves none.
 
-    `trainer.log_dir` would wait until every process asks for it, and most files are one process's affair.
+    Not `trainer.log_dir`: that is a collective, which waits until every process asks, and one process writes files.
     """
     if trainer.fast_dev_run:
         return None
@@ -65,3 +88,26 @@ def gather_uneven(x: Tensor) -> Tensor:
     padded = x.new_zeros(max(rows), *x.shape[1:])
     padded[:len(x)] = x
     return torch.cat([part[:n] for part, n in zip(gather(padded).chunk(world_size()), rows, strict=True)])
+
+
+def mine(rows: Rows) -> Rows:
+    """This process's share of rows that were drawn for all processes: [W * B, ...] -> [B, ...], in rank order."""
+    share = len(rows) // world_size()
+    return rows[share * rank():share * (rank() + 1)]
+
+
+@torch.no_grad()
+def by_index(rows: Tensor, index: Tensor) -> Tensor:
+    """The rows of all processes in the order of the data set, each image once: [n, ...] -> [N, ...] on every process.
+
+    For passes over a whole data set, such as clustering. An image that several rows show, as where a sampler pads the
+    shares of the processes to one length, keeps its first row.
+
+    Args:
+        rows: one for each image that this process has seen; n may differ between processes.
+        index: [n] the place of each row's image in its data set.
+    """
+    places, rows = gather_uneven(index), gather_uneven(rows)
+    order = places.argsort(stable=True)
+    first = F.pad(places[order].diff() != 0, (1, 0), value=True)[:len(order)]
+    return rows[order[first]]

@@ -1,31 +1,34 @@
-"""What a method remembers between steps without a gradient: a queue of keys and averaged weights."""
+"""What a method remembers between steps without a gradient: keys, averaged weights, a centre, a row for each image."""
 
 import copy
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_zoo import distributed
-from ssl_zoo.views.tables import Key
+from ssl_zoo.distributed import Key
+
+DROP_PATHS = {"DropPath": "drop_prob", "StochasticDepth": "p"}   # timm's and torchvision's, with their probability
 
 
 class Queue(nn.Module):
     """The last `size` keys of all processes, the oldest overwritten first; the same queue on every process.
 
-    Sec. 3.1 of MoCo, arXiv:1911.05722. It starts with random directions of unit norm and index -1. Keys of several
-    heads are kept side by side, `dim = heads * D`, and viewed apart by who reads them.
+    Sec. 3.1 of MoCo, arXiv:1911.05722. It starts with random directions of unit norm and index -1. A method with
+    several heads stores their keys side by side, `dim = heads * D`, and views them apart when it reads them.
 
     Args:
-        size: keys remembered. Keep it well below the data set's, or an image meets its own old keys in it.
+        size: the number of keys to remember. Keep it well below the number of images, or an image meets its own old
+            keys in the queue.
         dim: width D of a key.
     """
 
     keys: Tensor     # [size, D]
     index: Tensor    # [size] place of each key's image in its data set, -1 where the key is random
-    head: Tensor     # [] the slot written next
+    head: Tensor     # [] the slot to write next
     filled: Tensor   # [] how many keys are real
 
     def __init__(self, size: int, dim: int):
@@ -43,22 +46,26 @@ class Queue(nn.Module):
         """Write this step's keys, gathered from all processes, over the oldest ones.
 
         Args:
-            keys: [B, D], B the same on each process.
+            keys: [B, D], with the same B on every process.
             index: [B] place of each key's image in its data set.
         """
         size, dim = self.keys.shape
         if index.ndim != 1 or keys.shape != (len(index), dim):
             raise ValueError(f"a queue of width {dim} takes keys [B, {dim}] with an index [B], "
                              f"not {list(keys.shape)} with {list(index.shape)}")
-        batch = self.check(len(keys))
+        batch = self.arriving(len(keys))
         slots = (self.head + torch.arange(batch, device=self.head.device)) % size
         self.keys[slots] = distributed.gather(keys).to(self.keys.dtype)
         self.index[slots] = distributed.gather(index)
-        self.head.copy_((self.head + batch) % size)          # numbers that stay on the device: nothing waits for it
+        self.head.copy_((self.head + batch) % size)          # head and filled stay on the device: nothing waits for it
         self.filled.add_(batch).clamp_(max=size)
 
-    def check(self, keys: int) -> int:
-        """How many keys arrive where each process brings so many, if they fit."""
+    def arriving(self, keys: int) -> int:
+        """The number of keys that all processes bring together when each brings `keys`.
+
+        Raises:
+            ValueError: the queue cannot hold them.
+        """
         batch, size = keys * distributed.world_size(), len(self.keys)
         if batch > size:
             raise ValueError(f"a batch of {batch} keys does not fit a queue of {size}: make the queue longer, or the "
@@ -66,11 +73,11 @@ class Queue(nn.Module):
         return batch
 
     def share(self) -> Tensor:
-        """The keys of which this process takes care where the processes share the work, [about size / processes, D]."""
+        """This process's part of the keys, for work that the processes divide: [about size / processes, D]."""
         return self.keys[distributed.rank()::distributed.world_size()]
 
     def full(self) -> bool:
-        """Whether no key is random any more; when that is so once, the device is not asked again."""
+        """Whether every key is real. It reads the device until the first yes, and never again after it."""
         self.known_full = self.known_full or bool(self.filled == len(self.keys))
         return self.known_full
 
@@ -79,7 +86,7 @@ class Queue(nn.Module):
         self.known_full = False
 
     def snapshot(self) -> Tensor:
-        """[size, D]: a copy of the keys, for a loss; `enqueue` changes the keys in place, which its gradient cannot."""
+        """A copy of the keys [size, D] for a loss, whose backward pass could not bear that `enqueue` changes them."""
         return self.keys.clone()
 
 
@@ -87,48 +94,55 @@ class MomentumEncoder(nn.Module):
     """Modules applied in turn whose weights are a moving average of those they were copied from, and never trained.
 
     Eq. (2) of MoCo, arXiv:1911.05722: average <- momentum * average + (1 - momentum) * online, for the parameters.
-    Statistics of batch norm are, as in the authors' code, those of its own passes: it stays in the method's mode.
+    BatchNorm's statistics are those of its own passes, as in the authors' code: it stays in the method's mode. The
+    copies drop no paths (stochastic depth), since a target should not depend on chance.
+
+        self.teacher = MomentumEncoder(self.encoder, self.projector)
+        target = self.teacher(images)                                # [B, D], without gradient
+        encoder, projector = self.teacher                            # the averaged modules themselves
+        self.teacher.update(momentum=0.99)                           # in after_step
 
     Args:
-        online: the modules to copy and then to follow, images in at the first.
+        online: the modules to copy and then to follow, in the order in which they are applied.
     """
 
     def __init__(self, *online: nn.Module):
         super().__init__()
+        self.online = list(online)      # a plain list: the method owns these modules, and the state dict has them once
         self.average = nn.Sequential(*copy.deepcopy(online)).requires_grad_(False)
+        for module in self.average.modules():
+            if probability := DROP_PATHS.get(type(module).__name__):
+                setattr(module, probability, 0.0)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self.average)
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         return self.average(images)
 
     @torch.no_grad()
-    def keys(self, images: Tensor, key: Key, splits: int = 1) -> Tensor:
-        """As `forward`, where no query can tell its key by the batch whose BatchNorm statistics they share.
+    def keys(self, images: Tensor, key: Key, splits: int = 1, forward: Callable[[Tensor], Any] | None = None) -> Any:
+        """As calling it, but no query can recognise its key by the batch whose BatchNorm statistics they share.
 
-        Several processes encode each other's images, shuffled (sec. 3.3 of MoCo); and each encodes its share in
-        `splits` groups, every `splits`-th image together, which is what a single one can do.
+        With several processes, each encodes images of all of them, shuffled (sec. 3.3 of MoCo). On one process, groups
+        do the same: every `splits`-th image is encoded together.
+
+        Args:
+            images: [B, 3, H, W].
+            key: of the batch; decides the shuffle.
+            splits: the number of groups on each process.
+            forward: makes the keys of some images, a tensor or a tuple of tensors with one row for each image; by
+                default the averaged modules in turn.
         """
-        if (processes := distributed.world_size()) > 1:
-            seed = np.random.SeedSequence([key.seed, key.epoch, key.batch], spawn_key=(1,))   # the same on each
-            order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images) * processes))
-            order = order.to(images.device, non_blocking=True)
-            mine = order.chunk(processes)[distributed.rank()]
-            keys = distributed.gather(self.grouped(distributed.gather(images)[mine], splits))
-            return keys[order.argsort().chunk(processes)[distributed.rank()]]
-        return self.grouped(images, splits)
-
-    def grouped(self, images: Tensor, splits: int) -> Tensor:
-        if splits == 1:
-            return self.average(images)
-        if splits < 1:
-            raise ValueError(f"keys are encoded in 1 or more groups, not {splits}: 1 is without groups")
-        if len(images) < 2 * splits:
-            raise ValueError(f"a batch of {len(images)} images does not make {splits} groups of 2 or more: lower "
-                             "splits, or raise the batch size")
-        keys = [self.average(images[group::splits]) for group in range(splits)]
-        places = torch.arange(len(images), device=images.device)
-        order = torch.cat([places[group::splits] for group in range(splits)])
-        return torch.cat(keys)[order.argsort()]
+        forward = forward or self.average
+        if (processes := distributed.world_size()) == 1:
+            return grouped(forward, images, splits)
+        order = torch.from_numpy(key.generator("shuffled keys").permutation(len(images) * processes))
+        order = order.to(images.device, non_blocking=True)
+        keys = grouped(forward, distributed.gather(images)[distributed.mine(order)], splits)
+        back = distributed.mine(order.argsort())
+        return each(lambda part: distributed.gather(part)[back], keys)
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> list[Tensor]:
@@ -138,20 +152,138 @@ class MomentumEncoder(nn.Module):
         return [head(maps) for head in heads]
 
     @torch.no_grad()
-    def update(self, *online: nn.Module, momentum: float) -> None:
-        """Move towards the modules it was made of; once per optimiser step. `momentum` is the share kept.
+    def update(self, *, momentum: float) -> None:
+        """Move towards the modules it was made of; call it once per optimiser step. `momentum` is the share kept.
 
-        From 0, with `online` at 1, it stands at 1 - momentum ** n after n updates.
+        Starting at 0, with the online weights at 1, it stands at 1 - momentum ** n after n updates.
         """
-        average: list[Tensor] = list(self.average.parameters())
-        value: list[Tensor] = list(nn.Sequential(*online).parameters())
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum is the share kept, 0 to 1, not {momentum}: the paper's is 0.999")
-        if [p.shape for p in average] != [p.shape for p in value]:
-            raise ValueError("a momentum encoder follows the modules it was made of, in their order, "
-                             f"{len(average)} parameters, and got others, {len(value)}: update it with the same")
+        average: list[Tensor] = list(self.average.parameters())
+        online: list[Tensor] = list(nn.Sequential(*self.online).parameters())
+        if [p.shape for p in average] != [p.shape for p in online]:
+            raise ValueError(f"a momentum encoder of {len(average)} parameters follows modules that have {len(online)} "
+                             "or other shapes by now: change the modules before you make it of them")
         for dtype in {p.dtype for p in average}:
             if torch.finfo(dtype).bits < 32:     # a share of 1 - momentum is less than half of its last place
                 raise ValueError(f"{str(dtype).removeprefix('torch.')} is too coarse for a momentum encoder's small "
                                  "steps: train in mixed precision (bf16-mixed), which keeps weights in float32")
-        torch._foreach_lerp_(average, value, 1 - momentum)
+        torch._foreach_lerp_(average, online, 1 - momentum)
+
+
+def grouped(forward: Callable[[Tensor], Any], images: Tensor, splits: int) -> Any:
+    """What `forward` makes of the images, every `splits`-th of them together, in the order of the images."""
+    if splits == 1:
+        return forward(images)
+    if splits < 1:
+        raise ValueError(f"keys are encoded in 1 or more groups, not {splits}: 1 is without groups")
+    if len(images) < 2 * splits:
+        raise ValueError(f"a batch of {len(images)} images does not make {splits} groups of 2 or more: lower "
+                         "splits, or raise the batch size")
+    groups = [forward(images[group::splits]) for group in range(splits)]
+    places = torch.arange(len(images), device=images.device)
+    back = torch.cat([places[group::splits] for group in range(splits)]).argsort()
+    return each(lambda *parts: torch.cat(parts)[back], *groups)
+
+
+def each(change: Callable[..., Tensor], *outputs: Any) -> Any:
+    """`change` of tensors, or of each place of tuples of tensors."""
+    if isinstance(outputs[0], Tensor):
+        return change(*outputs)
+    return tuple(change(*parts) for parts in zip(*outputs, strict=True))
+
+
+class Centre(nn.Module):
+    """The moving mean of a teacher's outputs, which is subtracted so that no dimension wins for every image.
+
+    Eq. (4) of DINO, arXiv:2104.14294: centre <- momentum * centre + (1 - momentum) * mean over the rows of all
+    processes. It starts at 0.
+
+    Args:
+        dim: width D of the outputs.
+        momentum: share of the centre kept at each update.
+    """
+
+    value: Tensor   # [D]
+
+    def __init__(self, dim: int, momentum: float = 0.9):
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum is the share of the centre kept, 0 to 1, not {momentum}: the paper's is 0.9")
+        self.register_buffer("value", torch.zeros(dim))
+        self.momentum = momentum
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        """The outputs [..., D], less the centre."""
+        return outputs - self.value
+
+    @torch.no_grad()
+    def update(self, outputs: Tensor) -> None:
+        """Move towards the mean of outputs [..., D]; processes may bring different numbers of rows, or none."""
+        rows = outputs.detach().flatten(0, -2).to(self.value.dtype)
+        sums = torch.cat([rows.sum(0), rows.new_tensor([len(rows)])])                # [D + 1], the last is the count
+        sums = distributed.gather(sums[None]).sum(0)
+        mean = sums[:-1] / sums[-1].clamp_min(1)
+        self.value.lerp_(torch.where(sums[-1] > 0, mean, self.value), 1 - self.momentum)
+
+
+class SampleTable(nn.Module):
+    """A row for each image of the data set, in named columns; the same table on every process.
+
+        self.table = SampleTable(50_000, average=0.0, temperature=0.1)      # a number for each image
+        self.table = SampleTable(50_000, feature=[0.0] * 128)               # a vector for each image
+        old = self.table.read("average", batch.index)                       # [B]
+        self.table.write(batch.index, average=new)
+
+    The data modules of `ssl_zoo.data` refuse, before anything runs, to train on another number of images.
+
+    Args:
+        images: the number of images N in the training part.
+        columns: the first value of each column: a number, or a vector as a sequence of numbers.
+    """
+
+    def __init__(self, images: int, **columns: float | Sequence[float]):
+        super().__init__()
+        if images < 1 or not columns:
+            raise ValueError(f"a table has 1 or more rows and columns, not {images} rows and {len(columns)} columns")
+        self.images, self.columns = images, tuple(columns)
+        for name, start in columns.items():
+            row = torch.tensor(start, dtype=torch.float32)
+            self.register_buffer(name, row.repeat(images, *[1] * row.ndim))
+
+    def read(self, column: str, index: Tensor) -> Tensor:
+        """The values of a column for the images at the places `index` [B]: [B] or [B, D]."""
+        self.require_places(index)
+        return self.get_buffer(column)[index]
+
+    @torch.no_grad()
+    def write(self, index: Tensor, **values: Tensor) -> None:
+        """Write the rows of all processes' images; where an image occurs twice, its last row counts.
+
+        Args:
+            index: [B] places of the images, with the same B on every process.
+            values: by column, [B] or [B, D].
+        """
+        self.require_places(index)
+        index = distributed.gather(index)
+        rows = torch.arange(len(index), device=index.device)
+        last = rows.new_zeros(self.images).scatter_reduce_(0, index, rows, "amax")[index]   # equal rows may race
+        for name, new in values.items():
+            column = self.get_buffer(name)
+            if new.shape != (len(index) // distributed.world_size(), *column.shape[1:]):
+                raise ValueError(f"the column {name} takes [B{''.join(f', {side}' for side in column.shape[1:])}] for "
+                                 f"an index [B], not {list(new.shape)}")
+            column[index] = distributed.gather(new.detach().to(column.dtype))[last]
+
+    def require_places(self, index: Tensor) -> None:
+        if index.device.type != "cpu" or torch.compiler.is_compiling() or not len(index):
+            return                     # to look at a GPU's index is to wait for it; there `require_size` has to do
+        if not 0 <= index.min() <= index.max() < self.images:
+            raise ValueError(f"places go from {int(index.min())} to {int(index.max())}, and the table has rows for "
+                             f"{self.images} images: make it as long as the training part")
+
+    def require_size(self, images: int) -> None:
+        """Refuse a data set of another number of images than the table has rows."""
+        if images != self.images:
+            raise ValueError(f"the method keeps a table of {self.images} images, and the training part has {images}: "
+                             "give the method that number, or the data set its own with --data.train_images")

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_zoo import distributed
+from ssl_zoo.distributed import Key
 from ssl_zoo.losses import full_precision
-from ssl_zoo.views.tables import Key
 
 
 class Mixture(NamedTuple):
@@ -23,16 +23,15 @@ class Mixture(NamedTuple):
 
 
 def draw_mixture(key: Key, batch: int, hardest: int, pairs: int, with_query: int, device: torch.device) -> Mixture:
-    """This process's rows of a draw for all processes: the same for an image however many share the work."""
-    generator = np.random.default_rng(np.random.SeedSequence([key.seed, key.epoch, key.batch], spawn_key=(2,)))
+    """This process's share of a draw for all processes, so that an image's mixture does not depend on their number."""
+    generator = key.generator("mixtures")
     rows = batch * distributed.world_size()
     first = generator.integers(hardest, size=(rows, pairs))
     second = (first + 1 + generator.integers(hardest - 1, size=(rows, pairs))) % hardest
     drawn = (first, second, generator.random((rows, pairs), dtype=np.float32),
              generator.integers(hardest, size=(rows, with_query)),
              generator.random((rows, with_query), dtype=np.float32) / 2)
-    mine = slice(batch * distributed.rank(), batch * (distributed.rank() + 1))
-    return Mixture(*(torch.from_numpy(part[mine]).to(device, non_blocking=True) for part in drawn))
+    return Mixture(*(torch.from_numpy(distributed.mine(part)).to(device, non_blocking=True) for part in drawn))
 
 
 @torch.no_grad()

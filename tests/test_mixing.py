@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from ssl_zoo.distributed import Key
 from ssl_zoo.losses import contrast, queue_similarities
 from ssl_zoo.mixing import Mixture, draw_mixture, hardest_keys, mixed_negatives, mixed_similarities
-from ssl_zoo.views.tables import Key
 from tests.test_losses import QUEUE, TOY, TOY_TOO, normal
 
 CPU = torch.device("cpu")

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import ssl_zoo
 from ssl_zoo.data.sources import Files, Loader, Resident, some
+from ssl_zoo.distributed import Key
 from ssl_zoo.encoders import Encoder, check_size
 from ssl_zoo.evaluation import charts, report
 from ssl_zoo.evaluation.cache import cached, extract
@@ -24,7 +25,6 @@ from ssl_zoo.evaluation.report import Column, Comparison
 from ssl_zoo.export import fingerprint
 from ssl_zoo.views import Augmentation, ViewSpec
 from ssl_zoo.views.specs import PRESETS
-from ssl_zoo.views.tables import Key
 
 if TYPE_CHECKING:
     from ssl_zoo.data.images import Images

@@ -62,4 +62,4 @@ class AMCLMoCo(Method):
         return torch.stack(losses).sum() / 2
 
     def after_step(self) -> None:
-        self.momentum_encoder.update(self.encoder, self.projectors, momentum=self.momentum)
+        self.momentum_encoder.update(momentum=self.momentum)

@@ -65,4 +65,4 @@ class MoCHi(Method):
         return contrast(positive, negative, self.temperature, self.contrast)
 
     def after_step(self) -> None:
-        self.momentum_encoder.update(self.encoder, self.projector, momentum=self.momentum)
+        self.momentum_encoder.update(momentum=self.momentum)

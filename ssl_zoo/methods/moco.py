@@ -54,4 +54,4 @@ class MoCo(Method):
         return torch.stack(losses).mean()
 
     def after_step(self) -> None:
-        self.momentum_encoder.update(self.encoder, self.projector, momentum=self.momentum)
+        self.momentum_encoder.update(momentum=self.momentum)

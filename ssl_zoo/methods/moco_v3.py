@@ -46,7 +46,7 @@ class MoCoV3(Method):
 
     def after_step(self) -> None:
         momentum = cosine(self.momentum, 1.0, self.progress)
-        self.momentum_encoder.update(self.encoder, self.projector, momentum=momentum)
+        self.momentum_encoder.update(momentum=momentum)
 
 
 def freeze_patch_projection(backbone: Any) -> None:

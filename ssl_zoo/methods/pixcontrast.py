@@ -64,4 +64,4 @@ class PixContrast(Method):
 
     def after_step(self) -> None:
         momentum = cosine(self.momentum, 1.0, self.progress)
-        self.momentum_encoder.update(self.encoder, self.projector, momentum=momentum)
+        self.momentum_encoder.update(momentum=momentum)

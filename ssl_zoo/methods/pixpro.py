@@ -70,4 +70,4 @@ class PixPro(Method):
 
     def after_step(self) -> None:
         momentum = cosine(self.momentum, 1.0, self.progress)
-        self.momentum_encoder.update(self.encoder, *self.projectors, momentum=momentum)
+        self.momentum_encoder.update(momentum=momentum)

@@ -57,7 +57,7 @@ class SwAV(Method):
         """The codes of one global view from its scores `rows` [B, K], balanced with those of its queue."""
         if self.queues:
             queue: Any = self.queues[place]
-            queue.check(len(z))                                                      # long before it is filled
+            queue.arriving(len(z))                                                      # long before it is filled
             if self.current_epoch >= self.queue_start:
                 if queue.full():                                                     # others balance the rest of it
                     rows = torch.cat([self.prototypes(queue.share()), rows])

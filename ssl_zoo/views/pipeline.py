@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_zoo.distributed import Key
 from ssl_zoo.views import colour, torchvision_views
 from ssl_zoo.views.crops import crop_and_resize
 from ssl_zoo.views.specs import PRESETS, Preset, ViewSpec
-from ssl_zoo.views.tables import COLUMNS, Column, Key, boxes, draw, jitter_orders, jitter_steps
+from ssl_zoo.views.tables import COLUMNS, Column, boxes, draw, jitter_orders, jitter_steps
 
 __all__ = ["Augmentation", "Canvases", "Crops", "Key", "View", "ViewSpec"]
 

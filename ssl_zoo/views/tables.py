@@ -2,20 +2,10 @@
 
 import math
 from enum import IntEnum
-from typing import NamedTuple
 
 import numpy as np
 
 from ssl_zoo.views.specs import ViewSpec
-
-
-class Key(NamedTuple):
-    """What the draws of a batch depend on, and all that they depend on."""
-
-    seed: int
-    epoch: int
-    batch: int
-    rank: int
 
 
 class Column(IntEnum):

@@ -8,8 +8,9 @@ import torchvision.transforms.v2 as T
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
+from ssl_zoo.distributed import Key
 from ssl_zoo.views.specs import ViewSpec
-from ssl_zoo.views.tables import COLUMNS, TRIES, Column, Key
+from ssl_zoo.views.tables import COLUMNS, TRIES, Column
 
 Crop = tuple[int, int, int, int]   # top, left, height, width
 
