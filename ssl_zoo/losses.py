@@ -45,6 +45,16 @@ def check_choice(what: str, given: Result, choices: Any) -> Result:
     return given
 
 
+def require_scalar(loss: Any, name: str) -> Tensor:
+    """The loss that `name` returned, if an optimiser can minimise it."""
+    if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+        given = f"a tensor {list(loss.shape)} that {'has' if loss.requires_grad else 'has no'} gradient" if isinstance(
+            loss, Tensor) else type(loss).__name__
+        raise ValueError(f"{name} must return one number with a gradient, not {given}: take the mean of the batch's "
+                         "terms, and detach no projection of the online encoder")
+    return loss
+
+
 @full_precision
 def unit(z: Tensor) -> Tensor:
     """Rows of length 1; in half precision, the smallest and the largest rows have no length."""

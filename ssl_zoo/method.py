@@ -1,6 +1,7 @@
-"""The one base class: everything the methods share, and nothing any single one of them needs."""
+"""The one base class: everything that all methods share, and nothing that only one of them needs."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -8,27 +9,29 @@ import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
-from ssl_zoo import distributed
 from ssl_zoo.encoders import Encoder, check_size, evaluation_mode, load_strictly
-from ssl_zoo.optim import parameter_groups
+from ssl_zoo.losses import require_scalar
+from ssl_zoo.optim import Group, Schedules, parameter_groups
 from ssl_zoo.schedules import WarmupCosine
 from ssl_zoo.views import Augmentation, Canvases, Crops, Key, View
 
 
 class Batch(NamedTuple):
-    """A batch as a method sees it: the loader's tensors, and during training their views."""
+    """A batch as a method sees it: what the loader brought, and during training the views of its images."""
 
     images: Tensor | Crops | Canvases   # [B, 3, H, W] uint8; while training from files, what the workers made
     labels: Tensor           # [B], -1 where unknown; only evaluation and supervised methods read them
     index: Tensor            # type: ignore[assignment]  # [B] place of each image in its data set
     views: list[View]
-    key: Key                 # what every draw of this batch depends on
+    key: Key                 # of the batch's random draws; key.epoch is right after any resume
+    progress: Tensor = torch.tensor(0.0)   # [] share of training done, on the host: a schedule of it compiles once
 
 
 class Method(pl.LightningModule):
     """A pretraining method: an encoder, the views it learns from, and a loss on them.
 
-    A subclass writes `training_loss`; one with averaged weights also writes `after_step` and `evaluated`.
+    A subclass writes `training_loss`, with averaged weights also `after_step` and `evaluated`, and `groups` where parts
+    of it learn at rates of their own.
 
     Args:
         encoder: images -> features; what pretraining is for.
@@ -39,8 +42,7 @@ class Method(pl.LightningModule):
 
     def __init__(self, encoder: Encoder, augment: Augmentation, optimizer: OptimizerCallable, schedule: WarmupCosine):
         super().__init__()
-        # From a recipe, all of it is plain values and makes a checkpoint self-contained. Built in Python, the four
-        # parts are objects, which a checkpoint must not pickle.
+        # a recipe's plain values make a checkpoint self-contained; the objects of a Python call must not be pickled
         self.save_hyperparameters(ignore=["encoder", "augment", "optimizer", "schedule"])
         if "_instantiator" in self.hparams:
             self.save_hyperparameters()
@@ -61,10 +63,18 @@ class Method(pl.LightningModule):
         """The encoder that evaluation sees and export writes; a method with a teacher may answer with the teacher's."""
         return self.encoder
 
+    def groups(self) -> Sequence[Group]:
+        """Parameters with a learning rate or weight decay of their own; all others have the recipe's."""
+        return ()
+
     @property
     def progress(self) -> float:
-        """Share of the optimiser steps done, 0 to 1."""
-        return self.trainer.global_step / self.trainer.estimated_stepping_batches
+        """Share of the optimiser steps done, 0 to 1; 0 without a trainer. In a loss, read `batch.progress` instead."""
+        try:
+            trainer = self.trainer
+        except RuntimeError:   # Lightning's, where none is attached
+            return 0.0
+        return trainer.global_step / trainer.estimated_stepping_batches
 
     def encode(self, images: Tensor) -> Tensor:
         """Features [B, dim] float32 of `images`, in evaluation mode and without autocast: all that evaluation sees."""
@@ -72,12 +82,13 @@ class Method(pl.LightningModule):
             return self.evaluated(images).float()
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        images, labels, index = batch
+        images, labels, index, *keys = batch
         if not self.trainer.training:
             return Batch(images, labels, index, [], Key(0, 0, 0, 0))
-        batch_number = self.trainer.fit_loop.batch_idx + 1   # Lightning counts a batch when it has arrived
-        key = Key(distributed.run_seed(), self.current_epoch, batch_number, self.global_rank)
-        return Batch(images, labels, index, self.augment(images, key), key)
+        if not keys:
+            raise ValueError("this loader brings no key, on which every draw of a training batch depends: train on a "
+                             "data module of ssl_zoo.data, or let each batch be (images, labels, index, key)")
+        return Batch(images, labels, index, self.augment(images, keys[0]), keys[0], torch.tensor(self.progress))
 
     def on_fit_start(self) -> None:
         """Refuse views of a size that the encoder does not take, before an epoch is spent."""
@@ -85,7 +96,7 @@ class Method(pl.LightningModule):
             check_size(self.encoder, size)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self.training_loss(batch)
+        loss = require_scalar(self.training_loss(batch), f"{type(self).__name__}.training_loss")
         self.log("loss", loss, prog_bar=True, batch_size=len(batch.index))
         return loss
 
@@ -98,11 +109,11 @@ class Method(pl.LightningModule):
         self.after_step()
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(parameter_groups(self))
-        # Counting the steps loads the data, and here that would come before Lightning has restored a checkpoint's
-        # place in them: a run resumed in mid-epoch would start the epoch's images anew. So count at the first step.
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.schedule(step / self.trainer.estimated_stepping_batches if step else 0.0))
+        optimizer = self.optimizer(parameter_groups(self, groups := self.groups()))
+        # Counting the steps loads the data, which here would come before Lightning restores a checkpoint's place in
+        # them: a run resumed in mid-epoch would start the epoch's images again. So count at the first step.
+        scheduler = Schedules(optimizer, self.schedule, groups,
+                              lambda step: step / self.trainer.estimated_stepping_batches if step else 0.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

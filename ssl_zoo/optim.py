@@ -1,22 +1,99 @@
-"""Which parameters an optimiser decays, and the optimisers a recipe names beside torch's own."""
+"""Which parameters decay, how fast each learns, and the optimisers that a recipe names beside torch's own."""
 
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lightly.utils.lars import LARS
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
-__all__ = ["LARS", "parameter_groups"]
+__all__ = ["LARS", "Group", "Schedules", "parameter_groups"]
 
 
-def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """The trainable parameters of `module` in two groups: those that decay, and biases and norms (at most one axis).
+def constant(progress: float) -> float:
+    """The schedule that leaves a learning rate as it is, such as that of SimSiam's predictor."""
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that learn in their own way: at another or a constant learning rate, or with another decay.
+
+    Args:
+        modules: whose trainable parameters these are.
+        lr_scale: multiplies the optimiser's lr; 0 leaves the parameters as they are.
+        schedule: multiplies the lr by progress through training in place of the recipe's schedule; `constant` does not.
+        weight_decay: of these weights in place of the optimiser's; a function of the progress through training, 0 to 1,
+            for one that changes, as DINO's. Biases and norms never decay.
+    """
+
+    modules: Sequence[nn.Module]
+    lr_scale: float = 1.0
+    schedule: Callable[[float], float] | None = None
+    weight_decay: float | Callable[[float], float] | None = None
+
+
+def parameter_groups(module: nn.Module, groups: Sequence[Group] = ()) -> list[dict[str, Any]]:
+    """The trainable parameters of `module`: those that decay, and biases and norms (at most one axis), which do not.
 
     The second group's weight decay is 0. LARS reads that as "no layer-wise adaptation" as well, which is the
-    exclusion of SimCLR, arXiv:2002.05709, app. B.1. Groups that would be empty are left out.
+    exclusion of SimCLR, arXiv:2002.05709, app. B.1. Each of `groups` follows with the same two, which know its place
+    among them. Groups that would be empty are left out.
+
+    Raises:
+        ValueError: two groups share a parameter.
     """
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1]},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    found: list[dict[str, Any]] = []
+    taken: set[int] = set()
+    for place, group in enumerate(groups):
+        own = {id(p): p for part in group.modules for p in part.parameters() if p.requires_grad}
+        if shared := taken & own.keys():
+            raise ValueError(f"groups() names {len(shared)} parameters twice: give each parameter one group")
+        taken |= own.keys()
+        weights, spared = by_decay(own.values(), place=place)
+        if group.weight_decay is not None:
+            weights["weight_decay"] = group.weight_decay(0.0) if callable(group.weight_decay) else group.weight_decay
+        found += [weights, spared]
+    rest = (p for p in module.parameters() if p.requires_grad and id(p) not in taken)
+    return [group for group in [*by_decay(rest), *found] if group["params"]]
+
+
+def by_decay(parameters: Iterable[nn.Parameter], **options: Any) -> list[dict[str, Any]]:
+    """The weights, which decay, and the biases and norms."""
+    parameters = list(parameters)
+    return [{"params": [p for p in parameters if p.ndim > 1], **options},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, **options}]
+
+
+class Schedules(LambdaLR):
+    """Sets each group's learning rate before every step, and its weight decay where that changes.
+
+    Args:
+        optimizer: of the groups that `parameter_groups` made.
+        schedule: multiplies the lr by progress, of parameters in no group of their own.
+        groups: as `parameter_groups` got them.
+        progress: from a number of optimiser steps to the share of training, 0 to 1.
+    """
+
+    def __init__(self, optimizer: Optimizer, schedule: Callable[[float], float], groups: Sequence[Group],
+                 progress: Callable[[int], float]):
+        self.groups = [groups[made["place"]] if "place" in made else Group(()) for made in optimizer.param_groups]
+        self.progress = progress
+        for made, group in zip(optimizer.param_groups, self.groups, strict=True):
+            made["lr"] = made["lr"] * group.lr_scale
+        super().__init__(optimizer, [partial(self.rate, group.schedule or schedule) for group in self.groups])
+
+    def rate(self, schedule: Callable[[float], float], step: int) -> float:
+        return schedule(self.progress(step))
+
+    def step(self, epoch: int | None = None) -> None:
+        super().step(epoch)
+        for made, group in zip(self.optimizer.param_groups, self.groups, strict=True):
+            if callable(group.weight_decay) and made["params"][0].ndim > 1:      # biases and norms never decay
+                made["weight_decay"] = group.weight_decay(self.progress(self.last_epoch))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in super().state_dict().items() if name not in ("groups", "progress")}

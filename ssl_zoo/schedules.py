@@ -2,6 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,10 @@ class WarmupCosine:
         return cosine(1.0, self.final, min(1.0, (progress - self.warmup) / (1 - self.warmup)))
 
 
-def cosine(start: float, end: float, progress: float) -> float:
-    """`start` at progress 0, `end` at progress 1, half a cosine between."""
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+Progress = TypeVar("Progress", float, Tensor)
+
+
+def cosine(start: float, end: float, progress: Progress) -> Progress:
+    """`start` at progress 0, `end` at progress 1, half a cosine between; a tensor for a tensor (`batch.progress`)."""
+    share = torch.cos(math.pi * progress) if isinstance(progress, Tensor) else math.cos(math.pi * progress)
+    return end + (start - end) * 0.5 * (1 + share)

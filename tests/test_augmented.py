@@ -60,7 +60,7 @@ def by_hand(encoder, parts, lr, epochs, batch=8, seed=0, training=False):
     loader, steps = loaders(parts, batch)[0], 60 // batch
     for epoch in range(epochs):
         loader.set_epoch(epoch)
-        for step, (images, labels, _) in enumerate(loader):
+        for step, (images, labels, *_) in enumerate(loader):
             view, = augment(images, Key(seed, epoch, step, 0))
             logits = encoder(view.images) @ weight.T + bias
             loss = (torch.logsumexp(logits, 1) - logits[torch.arange(batch), labels]).mean()

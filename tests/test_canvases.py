@@ -13,7 +13,7 @@ from PIL import Image
 
 from ssl_zoo.data import ImageFolder
 from ssl_zoo.data.canvases import Decoded
-from ssl_zoo.data.sources import Loader, Order
+from ssl_zoo.data.sources import Loader, Request
 from ssl_zoo.views import Augmentation, Canvases, Crops, Key, ViewSpec
 from tests.conftest import simclr, trainer
 from tests.test_data import indices, joined, picture, ready, said, same, write_pictures
@@ -120,7 +120,7 @@ def test_a_source_travels_without_its_pixels(root, cache):
     source = kept(root, cache).train
     sent = pickle.dumps(source)
     assert len(sent) < 2500 < next(cache.iterdir()).stat().st_size
-    order = Order(np.array([3, 8, 1]), KEY)
+    order = Request(np.array([3, 8, 1]), KEY)
     assert same(pickle.loads(sent)[order], source[order])
 
 
@@ -168,7 +168,7 @@ def test_a_canvas_holds_each_image_in_its_corner_and_its_sides_are_multiples_of_
     for i, side in enumerate(sides):
         save(tmp_path / "pictures" / f"{i}.png", picture(*side, seed=i))
     source = kept(tmp_path / "pictures", cache, cache_size=48).train
-    canvases, _, index = source[Order(np.arange(len(sides)), KEY)]
+    canvases, _, index = source[Request(np.arange(len(sides)), KEY)]
     assert canvases.pixels.shape == (len(sides), 3, *canvas)
     assert max(canvas) <= 2 * 48
     for pixels, (height, width), i in zip(*canvases, index.tolist(), strict=True):
@@ -181,7 +181,7 @@ def test_a_canvas_holds_each_image_in_its_corner_and_its_sides_are_multiples_of_
 @pytest.mark.parametrize("row", [SMALL, LARGE])
 def test_what_is_around_an_image_is_in_none_of_its_views(row, root, cache):
     augment = Augmentation([row])
-    canvases, _, _ = kept(root, cache).train[Order(np.arange(9), KEY)]
+    canvases, _, _ = kept(root, cache).train[Request(np.arange(9), KEY)]
     views = augment(canvases, KEY)
     bright = torch.full_like(canvases.pixels, 255)
     for pixels, image, (height, width) in zip(bright, *canvases, strict=True):
@@ -197,7 +197,7 @@ def test_what_is_around_an_image_is_in_none_of_its_views(row, root, cache):
 
 
 def test_images_that_are_not_reduced_give_the_views_that_files_give(root, cache):
-    augment, order = Augmentation([SMALL, LARGE]), Order(np.array([4, 0, 7, 2]), KEY)
+    augment, order = Augmentation([SMALL, LARGE]), Request(np.array([4, 0, 7, 2]), KEY)
     files = ready(ImageFolder(str(root))).train
     files.augment = augment
     for ours, theirs in zip(augment(kept(root, cache).train[order][0], KEY), augment(files[order][0], KEY),
@@ -209,7 +209,7 @@ def test_images_that_are_not_reduced_give_the_views_that_files_give(root, cache)
 def test_torchvisions_views_are_drawn_in_the_workers(root, cache):
     source = kept(root, cache).train
     source.augment = Augmentation([SMALL], backend="torchvision")
-    crops, _, index = source[Order(np.array([4, 0]), KEY)]
+    crops, _, index = source[Request(np.array([4, 0]), KEY)]
     assert isinstance(crops, Crops)
     assert same(crops, source.augment.cut([source.read(i) for i in index.tolist()], KEY))
 
@@ -219,7 +219,7 @@ def test_a_views_box_is_a_share_of_the_image_that_was_reduced(size, tmp_path, ca
     ramp = np.linspace(0, 250, 600).round().astype(np.uint8)            # brighter to the right
     save(tmp_path / "wide" / "ramp.png", np.broadcast_to(ramp[None, :, None], (400, 600, 3)).copy())
     source = kept(tmp_path / "wide", cache, cache_size=40).train
-    view, = Augmentation([ViewSpec(size=size)])(source[Order(np.zeros(50, int), KEY)][0], KEY)
+    view, = Augmentation([ViewSpec(size=size)])(source[Request(np.zeros(50, int), KEY)][0], KEY)
     middle = (view.boxes[:, 0] + view.boxes[:, 2]) / 2
     torch.testing.assert_close(view.images.mean((1, 2, 3)) * 255, 250 * middle, rtol=0, atol=1.5)
 

@@ -72,6 +72,8 @@ def same(one, other):
         return isinstance(other, torch.Tensor) and torch.equal(one, other)
     if isinstance(one, np.ndarray):
         return isinstance(other, np.ndarray) and np.array_equal(one, other)
+    if isinstance(one, int):
+        return one == other
     assert isinstance(one, list | tuple)
     return isinstance(other, list | tuple) and all(same(a, b) for a, b in zip(one, other, strict=True))
 
@@ -110,6 +112,53 @@ def test_order_differs_between_epochs_and_between_seeds(monkeypatch):
     assert all(sorted(order) == list(range(40)) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
     assert list(range(40)) not in orders
+
+
+def test_a_loader_hands_over_the_key_of_each_batch(monkeypatch, process):
+    process(1, 2)
+    loader = Loader(resident(24), 4, training=True)
+    loader.set_epoch(2)
+    loader.load_state_dict({"epoch": 2, "batch": 1})
+    assert [batch[3] for batch in loader] == [Key(SEED, 2, 1, 1), Key(SEED, 2, 2, 1)]
+    assert [batch[3] for batch in Loader(resident(8), 2)] == [Key(0, 0, 0, 0)] * 2      # nothing is drawn from it
+
+
+def test_an_order_of_ones_own_decides_which_images_an_epoch_sees():
+    class Evens:
+        def __call__(self, seed, epoch, images):
+            assert (seed, images) == (SEED, 12)
+            return np.arange(2 * images) * 2 % images + epoch * (np.arange(2 * images) == 0)
+
+    loader = Loader(resident(12), 4, training=True, order=Evens())
+    assert epoch_of(loader, 0) == [[0, 2, 4, 6], [8, 10, 0, 2], [4, 6, 8, 10]]
+    assert epoch_of(loader, 1)[0] == [1, 2, 4, 6]
+    with pytest.raises(ValueError, match="order of epoch 0 has 11 images, and its 3 batches need 12: let it repeat"):
+        list(Loader(resident(12), 4, training=True, order=lambda seed, epoch, images: np.arange(11)))
+
+
+def test_a_run_asks_the_order_of_its_data_module(tmp_path, arrays):
+    data, seen = ArrayImages(str(arrays), batch_size=8), []
+    data.order = lambda seed, epoch, images: np.arange(images)[::-1]
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(batch.index.tolist())
+
+    trainer(tmp_path, Watch(), limit_train_batches=2, max_epochs=1).fit(simclr(), datamodule=data)
+    assert seen == [list(range(59, 51, -1)), list(range(51, 43, -1))]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_plain_is_the_whole_training_part_in_order_whoever_has_labels(labelled, process):
+    class Large(ArrayImages):
+        def load(self):
+            source = resident(6001)
+            return Resident(source.images, source.labels if labelled else source.labels * 0 - 1), None, []
+
+    data = ready(Large("none"))
+    assert joined(indices(data.plain())) == list(range(6001))
+    process(1, 2)
+    assert joined(indices(data.plain())) == list(range(1, 6001, 2))
 
 
 def test_order_depends_on_seed_and_epoch_only():
@@ -159,20 +208,20 @@ def test_plain_batches_of_one_process_come_in_the_order_of_the_images():
 
 
 def test_each_training_batch_has_a_key_of_its_own_and_plain_ones_have_none(process):
-    assert [order.key for order in Loader(resident(12), 5).plan()] == [None] * 3
+    assert [request.key for request in Loader(resident(12), 5).plan()] == [None] * 3
     keys = []
     for rank in range(2):
         process(rank, 2)
         loader = Loader(resident(12), 3, training=True)
         for epoch in range(2):
             loader.set_epoch(epoch)
-            keys += [order.key for order in loader.plan()]
+            keys += [request.key for request in loader.plan()]
     assert keys == [Key(SEED, epoch, batch, rank) for rank in range(2) for epoch in range(2) for batch in range(2)]
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_images_and_labels_are_those_of_their_index(training):
-    for images, labels, index in Loader(resident(23), 5, training=training):
+    for images, labels, index, _ in Loader(resident(23), 5, training=training):
         assert (images.dtype, images.shape) == (torch.uint8, (len(index), 3, 2, 2))
         assert (images == index[:, None, None, None]).all()
         assert (labels == index % 10).all()
@@ -278,7 +327,7 @@ def test_the_number_of_workers_changes_no_batch_and_no_crop(folder, training):
 def test_workers_cut_the_crops_of_their_batchs_key(folder):
     loader = Loader(folder.train, 4, 2, training=True)
     loader.set_epoch(5)
-    for number, (crops, _, index) in enumerate(loader):
+    for number, (crops, _, index, _) in enumerate(loader):
         images = [folder.train.read(i) for i in index.tolist()]
         assert same(crops, AUGMENTATION.cut(images, Key(SEED, 5, number, 0)))
         assert [pixels.shape for pixels in crops.pixels] == [(2, 4, 3, 12, 12), (1, 4, 3, 6, 6)]
@@ -472,7 +521,7 @@ def test_a_plain_batch_leaves_unreadable_images_out_and_names_each_once_with_a_c
     loader = loaded(broken, training=False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        (images, labels, index), = loader
+        (images, labels, index, _), = loader
         assert indices(loader) == [[0, 1, 4, 5]]                      # a second pass says nothing new
     assert index.tolist() == [0, 1, 4, 5]
     assert len(images) == len(labels) == 4
@@ -482,11 +531,11 @@ def test_a_plain_batch_leaves_unreadable_images_out_and_names_each_once_with_a_c
 
 def test_a_training_batch_is_full_for_each_unreadable_image_has_the_next_readable_one_in_its_place(broken):
     loader = loaded(broken, training=True)
-    order, = loader.plan()
+    request, = loader.plan()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        (crops, labels, index), = loader
-    assert index.tolist() == [{2: 4, 3: 4, 6: 0}.get(i, i) for i in order.places.tolist()]
+        (crops, labels, index, _), = loader
+    assert index.tolist() == [{2: 4, 3: 4, 6: 0}.get(i, i) for i in request.places.tolist()]
     assert [pixels.shape[1] for pixels in crops.pixels] == [len(labels)] * 2 == [7, 7]
     assert len(said(caught)) == 3
 

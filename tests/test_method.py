@@ -4,12 +4,15 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
 
 from ssl_zoo.data import ArrayImages
 from ssl_zoo.encoders import NarrowResNet
 from ssl_zoo.evaluation import Evaluation
 from ssl_zoo.evaluation.protocols.linear_cached import LinearCached
+from ssl_zoo.memory import SampleTable
 from ssl_zoo.methods import SimCLR
+from ssl_zoo.optim import Group, constant
 from ssl_zoo.schedules import WarmupCosine
 from ssl_zoo.views import Augmentation, Key, ViewSpec
 from tests.conftest import MULTI_CROP, same, simclr, small, state, trainer
@@ -86,6 +89,90 @@ def test_the_learning_rate_follows_the_schedule(tmp_path, data):
 
     trainer(tmp_path, Watch()).fit(simclr(), datamodule=data)   # 14 steps
     assert rates == pytest.approx([0.1 * WarmupCosine(0.2)(step / 14) for step in range(14)])
+
+
+def test_a_method_names_parameters_that_learn_at_a_rate_of_their_own(tmp_path, data):
+    class Two(SimCLR):
+        def groups(self):
+            return [Group([self.projector], lr_scale=0.1, schedule=constant)]
+
+    rates = []
+
+    class Watch(pl.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            rates.append([group["lr"] for group in optimizer.param_groups])
+
+    method = small(Two, projector=(16, 8))
+    trainer(tmp_path, Watch(), max_epochs=1).fit(method, datamodule=data)   # 7 steps
+    assert len(rates) == 7
+    for step, (encoder, norms, *projector) in enumerate(rates):
+        assert encoder == norms == pytest.approx(0.05 * WarmupCosine(0.2, start=0.1)(step / 7))
+        assert projector == pytest.approx([0.005, 0.005])
+
+
+def test_a_batch_knows_the_progress_of_training_on_the_host(tmp_path, data):
+    found = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            assert batch.progress.shape == ()
+            assert batch.progress.device.type == "cpu"
+            found.append((batch.progress.item(), pl_module.progress))
+
+    trainer(tmp_path, Watch(), accumulate_grad_batches=2, limit_train_batches=4).fit(simclr(), datamodule=data)
+    assert [progress for progress, _ in found] == pytest.approx([0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75])
+    assert [progress for progress, _ in found] == pytest.approx([progress for _, progress in found])
+
+
+def test_progress_is_zero_without_a_trainer(method):
+    assert method.progress == 0
+
+
+@pytest.mark.parametrize(("loss", "said"), [
+    (lambda z: z.square().mean(1), r"a tensor \[8\] that has gradient"),
+    (lambda z: z.detach().mean(), r"a tensor \[\] that has no gradient"),
+    (lambda z: {"loss": z.mean()}, "dict"), (lambda z: None, "NoneType"), (lambda z: 0.5, "float"),
+])
+def test_a_loss_that_no_optimiser_can_minimise_is_refused_by_name(tmp_path, data, loss, said):
+    class Odd(SimCLR):
+        def training_loss(self, batch):
+            return loss(self.encoder(batch.views[0].images))
+
+    with pytest.raises(ValueError, match=rf"Odd.training_loss must return one number with a gradient, not {said}: "):
+        trainer(tmp_path).fit(small(Odd, projector=(16, 8)), datamodule=data)
+
+
+class Tabled(SimCLR):
+    """Weighs each image's first feature by how often it was seen."""
+
+    def __init__(self, images, **options):
+        super().__init__(**options)
+        self.table = SampleTable(images, seen=0.0)
+
+    def training_loss(self, batch):
+        seen = self.table.read("seen", batch.index)
+        self.table.write(batch.index, seen=seen + 1)
+        return (self.encoder(batch.views[0].images)[:, 0] * (1 + seen)).mean()
+
+
+def test_a_table_of_another_length_than_the_data_is_refused_before_anything_runs(tmp_path, data):
+    method = small(Tabled, images=59, projector=(16, 8))
+    before = state(method)
+    with pytest.raises(ValueError, match="a table of 59 images, and the training part has 60: give the method that"):
+        trainer(tmp_path, num_sanity_val_steps=-1).fit(method, datamodule=data)
+    assert same(state(method), before)
+
+
+def test_a_table_counts_each_image_once_an_epoch(tmp_path, data):
+    trainer(tmp_path).fit(method := small(Tabled, images=60, projector=(16, 8)), datamodule=data)
+    assert method.table.seen.sum() == 2 * 56                        # two epochs of 7 batches of 8
+    assert method.table.seen.max() == 2
+
+
+def test_a_loader_without_keys_is_refused_in_a_sentence(tmp_path):
+    images = [(torch.zeros(3, 16, 16, dtype=torch.uint8), 0, i) for i in range(8)]
+    with pytest.raises(ValueError, match="this loader brings no key, on which every draw of a training batch depends"):
+        trainer(tmp_path).fit(simclr(), DataLoader(images, 4))
 
 
 def test_biases_and_norms_do_not_decay(tmp_path, data):

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from ssl_zoo.schedules import WarmupCosine, cosine
 
@@ -41,6 +42,11 @@ def test_progress_past_the_end_stays_at_the_final_value():
 ])
 def test_cosine_gives_moco_v3s_momentum(start, end, progress, value):
     assert cosine(start, end, progress) == pytest.approx(value, abs=1e-9)
+
+
+def test_cosine_of_a_tensor_is_the_tensor_of_the_cosine():
+    values = cosine(0.2, 1, torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64))
+    assert values.tolist() == pytest.approx([cosine(0.2, 1, progress) for progress in (0, 0.3, 1)], abs=1e-15)
 
 
 @pytest.mark.parametrize("warmup", [-0.1, 1.0, 10])

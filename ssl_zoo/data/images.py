@@ -7,8 +7,9 @@ import pytorch_lightning as pl
 import torch
 
 from ssl_zoo import distributed
-from ssl_zoo.data.sources import Files, Loader, Resident, some
+from ssl_zoo.data.sources import Files, Loader, Order, Resident, shuffled, some
 from ssl_zoo.distributed import world_size
+from ssl_zoo.memory import SampleTable
 
 HEALTH_IMAGES = 5000     # without labels, evaluation looks at this many
 EVALUATION_BATCH = 256   # images; without gradients they fit wherever a training batch fits
@@ -17,7 +18,7 @@ EVALUATION_BATCH = 256   # images; without gradients they fit wherever a trainin
 class Images(pl.LightningDataModule):
     """Training batches without augmentation, and evaluation batches of the training and the test part.
 
-    A subclass writes `load`; its batches are (uint8 images, canvases or crops, labels, index).
+    A subclass writes `load`; its batches are (uint8 images, canvases or crops, labels, index, key).
 
     Args:
         batch_size: images in a training batch of each process.
@@ -29,6 +30,7 @@ class Images(pl.LightningDataModule):
     classes: list[str]
     train: Resident | Files
     test: Resident | Files | None
+    order: Order                      # of the training images in each epoch
 
     def __init__(self, batch_size: int = 256, train_images: int | None = None, workers: int = 0,
                  strict: bool = False):
@@ -36,7 +38,7 @@ class Images(pl.LightningDataModule):
         if batch_size < 1:
             raise ValueError(f"a batch has at least 1 image, not {batch_size}")
         self.batch_size, self.train_images, self.workers, self.strict = batch_size, train_images, workers, strict
-        self.loaded = False
+        self.loaded, self.order = False, shuffled
 
     @abstractmethod
     def load(self) -> tuple[Resident | Files, Resident | Files | None, list[str]]:
@@ -53,9 +55,12 @@ class Images(pl.LightningDataModule):
                 self.train = self.train.subset(some(len(self.train), self.train_images))
             self.loaded = True
         if stage == "fit" and self.trainer is not None:
-            self.check_batches()
+            self.require_batches()
+            for part in self.trainer.lightning_module.modules():
+                if isinstance(part, SampleTable):
+                    part.require_size(len(self.train))
 
-    def check_batches(self) -> None:
+    def require_batches(self) -> None:
         """Refuse a batch size that cannot work, before anything runs."""
         trainer: Any = self.trainer
         sizes = distributed.gather(torch.tensor([self.batch_size], device=trainer.strategy.root_device)).tolist()
@@ -75,7 +80,15 @@ class Images(pl.LightningDataModule):
             source = source.as_files()
         if isinstance(source, Files):
             source.augment = augment
-        return Loader(source, self.batch_size, self.workers, training=True, strict=self.strict)
+        return Loader(source, self.batch_size, self.workers, training=True, strict=self.strict, order=self.order)
+
+    def plain(self) -> Loader:
+        """The whole training part in order, without augmentation, labelled or not; each process has its share.
+
+        For passes over the data set that a method makes by itself, such as clustering: encode the batches, then join
+        the processes' rows with `distributed.by_index`.
+        """
+        return Loader(self.train, EVALUATION_BATCH, self.workers, strict=self.strict)
 
     def val_dataloader(self) -> list[Loader]:
         """The training part, then the test part, both in order and without augmentation.

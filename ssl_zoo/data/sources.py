@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -19,9 +19,26 @@ from ssl_zoo import distributed
 from ssl_zoo.views import Augmentation, Canvases, Crops, Key
 
 Loaded = tuple[Tensor | Canvases | Crops, Tensor, Tensor]   # images, canvases or crops; labels [B], index [B]
+PLAIN = Key(0, 0, 0, 0)   # of batches from which nothing is drawn
 
 
-class Order(NamedTuple):
+class Order(Protocol):
+    """Which images an epoch trains on, in which order: a function of (seed, epoch) alone, so that a resume repeats it.
+
+    Give your own to a data module, `data.order = ...`, for a curriculum or for batches of neighbours.
+    """
+
+    def __call__(self, seed: int, epoch: int, images: int) -> np.ndarray:
+        """Places below `images`, at least as many as the epoch's batches hold, and the same on every process."""
+
+
+def shuffled(seed: int, epoch: int, images: int) -> np.ndarray:
+    """Every image once, by chance."""
+    # spawn_key keeps this stream apart from the views', whose key starts with the same two numbers
+    return np.random.default_rng(np.random.SeedSequence([seed, epoch], spawn_key=(0,))).permutation(images)
+
+
+class Request(NamedTuple):
     """One batch to load: which images, and the key of its views (None for plain images)."""
 
     places: np.ndarray
@@ -56,8 +73,8 @@ class Resident:
             return self
         return Resident(self.images.to(device), self.labels.to(device))
 
-    def __getitem__(self, order: Order) -> Loaded:
-        index = torch.from_numpy(order.places).to(self.images.device, non_blocking=True)
+    def __getitem__(self, request: Request) -> Loaded:
+        index = torch.from_numpy(request.places).to(self.images.device, non_blocking=True)
         return self.images[index], self.labels[index], index
 
     def read(self, i: int) -> Tensor:
@@ -100,12 +117,12 @@ class Files:
     def to(self, device: torch.device) -> Self:
         return self
 
-    def __getitem__(self, order: Order) -> Loaded:
+    def __getitem__(self, request: Request) -> Loaded:
         """A plain batch leaves unreadable images out; a training batch takes the next readable one instead."""
         images: list[Tensor] = []
         index: list[int] = []
-        for i in order.places.tolist():
-            for place in [i] if order.key is None else range(i, i + len(self)):
+        for i in request.places.tolist():
+            for place in [i] if request.key is None else range(i, i + len(self)):
                 try:
                     images.append(self.read(place % len(self)))
                 except Exception:   # whatever a decoder raises on a damaged file; the loader names it
@@ -113,10 +130,10 @@ class Files:
                 index.append(place % len(self))
                 break
             else:
-                if order.key is not None:   # no image can be read: do not try them all again for each place
+                if request.key is not None:   # no image can be read: do not try them all again for each place
                     break
         found = torch.tensor(index, dtype=torch.long)
-        batch = self.plain(images) if order.key is None or not images else self.for_training(images, order.key)
+        batch = self.plain(images) if request.key is None or not images else self.for_training(images, request.key)
         return batch, self.labels[found], found
 
     def fingerprint(self) -> str:
@@ -156,14 +173,15 @@ class Loader:
         workers: processes that load ahead; 0 loads in this one.
         training: shuffled, whole batches only, with keys for views; otherwise every image in order, plain.
         strict: refuse unreadable images instead of skipping them.
+        order: of a training epoch's images.
     """
 
     batch_sampler = None   # Lightning reads it if there is a sampler
 
     def __init__(self, source: Resident | Files, batch_size: int, workers: int = 0, *,
-                 training: bool = False, strict: bool = False):
+                 training: bool = False, strict: bool = False, order: Order = shuffled):
         self.source, self.batch_size, self.workers = source, batch_size, workers
-        self.training, self.strict = training, strict
+        self.training, self.strict, self.order = training, strict, order
         self.epoch, self.start, self.done = 0, 0, 0
         self.unreadable: set[int] = set()
 
@@ -187,45 +205,45 @@ class Loader:
             return images // (self.batch_size * processes)
         return -(-len(range(distributed.rank(), images, processes)) // self.batch_size)
 
-    def plan(self) -> list[Order]:
+    def plan(self) -> list[Request]:
         """This process's share of the epoch."""
         if not self.training:
             mine = np.arange(distributed.rank(), len(self.source), distributed.world_size())
-            return [Order(mine[i:i + self.batch_size], None) for i in range(0, len(mine), self.batch_size)]
-        seed, rank = distributed.run_seed(), distributed.rank()
-        # spawn_key keeps this stream apart from the views', whose key starts with the same two numbers
-        shuffle = np.random.default_rng(np.random.SeedSequence([seed, self.epoch], spawn_key=(0,)))
-        places = shuffle.permutation(len(self.source))
-        places = places[:len(self) * self.batch_size * distributed.world_size()]
-        batches = places.reshape(len(self), distributed.world_size(), self.batch_size)
-        return [Order(batch[rank], Key(seed, self.epoch, i, rank)) for i, batch in enumerate(batches)]
+            return [Request(mine[i:i + self.batch_size], None) for i in range(0, len(mine), self.batch_size)]
+        seed, rank, processes = distributed.run_seed(), distributed.rank(), distributed.world_size()
+        places, wanted = self.order(seed, self.epoch, len(self.source)), len(self) * self.batch_size * processes
+        if len(places) < wanted:
+            raise ValueError(f"the order of epoch {self.epoch} has {len(places)} images, and its {len(self)} batches "
+                             f"need {wanted}: let it repeat some")
+        batches = np.ascontiguousarray(places[:wanted]).reshape(len(self), processes, self.batch_size)
+        return [Request(batch[rank], Key(seed, self.epoch, i, rank)) for i, batch in enumerate(batches)]
 
-    def __iter__(self) -> Iterator[Loaded]:
+    def __iter__(self) -> Iterator[tuple[Tensor | Canvases | Crops, Tensor, Tensor, Key]]:
         self.done, self.start = self.start, 0
         plan = self.plan()[self.done:]
-        for order, batch in zip(plan, self.load(plan), strict=True):
-            self.report(order, batch[2])
+        for request, batch in zip(plan, self.load(plan), strict=True):
+            self.report(request, batch[2])
             self.done += 1
-            yield batch
+            yield *batch, request.key or PLAIN
 
     def image(self, place: int) -> Tensor:
         """One plain image, uint8 [3, H, W]."""
-        images, _, _ = self.source[Order(np.array([place]), None)]
+        images, _, _ = self.source[Request(np.array([place]), None)]
         assert isinstance(images, Tensor)
         return images[0]
 
-    def load(self, plan: list[Order]) -> Iterator[Loaded]:
+    def load(self, plan: list[Request]) -> Iterator[Loaded]:
         workers = 0 if isinstance(self.source, Resident) else self.workers
         return load_ahead(self.source, plan, workers, pin_memory=torch.cuda.is_available())
 
-    def report(self, order: Order, found: Tensor) -> None:
+    def report(self, request: Request, found: Tensor) -> None:
         """Name each unreadable image once."""
         if not isinstance(self.source, Files):
             return
         if self.training and not len(found):
             raise ValueError(f"none of the {len(self.source)} images can be read, such as {self.source.names[0]}; "
                              "are they images?")
-        for i in sorted(set(order.places.tolist()) - set(found.tolist()) - self.unreadable):
+        for i in sorted(set(request.places.tolist()) - set(found.tolist()) - self.unreadable):
             self.unreadable.add(i)
             if self.strict:
                 raise ValueError(f"{self.source.names[i]} cannot be read as an image; remove it, or set strict to "

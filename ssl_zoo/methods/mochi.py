@@ -53,7 +53,7 @@ class MoCHi(Method):
         key = unit(self.momentum_encoder.keys(key_images, batch.key, self.splits))
         positive, negative = queue_similarities(query, key, queue)
         logged = {"similarity/positive": positive.mean().detach(), "similarity/negative": negative.mean().detach()}
-        if self.current_epoch >= self.start and self.pairs + self.with_query:
+        if batch.key.epoch >= self.start and self.pairs + self.with_query:
             drawn = draw_mixture(batch.key, len(query), self.hardest, self.pairs, self.with_query, query.device)
             hardest = hardest_keys(query, queue, self.hardest)                        # [B, N] places
             mixed = mixed_negatives(query, queue, hardest, drawn)                     # [B, s + s', D]

@@ -45,7 +45,7 @@ class SwAV(Method):
         features = torch.cat([self.encoder(images) for images in by_size(batch.views)])
         z = self.projector(features).chunk(len(batch.views))       # V x [B, D]; its BatchNorm sees every crop at once
         scores = [self.prototypes(z_v) for z_v in z]                                               # V x [B, K]
-        codes = [self.codes(i, z[g], scores[g], batch.index) for i, g in enumerate(self.globals)]  # G x [B, K]
+        codes = [self.codes(i, z[g], scores[g], batch) for i, g in enumerate(self.globals)]  # G x [B, K]
         used = self.prototypes.used(torch.cat([scores[g] for g in self.globals]))  # the codes, being balanced, use all
         self.log("prototypes/used", used, batch_size=len(batch.index))
         return torch.stack([F.cross_entropy(scores[v] / self.temperature, code)                    # eq. (2)
@@ -53,16 +53,16 @@ class SwAV(Method):
                             for v in range(len(scores)) if v != g]).mean()
 
     @torch.no_grad()
-    def codes(self, place: int, z: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    def codes(self, place: int, z: Tensor, rows: Tensor, batch: Batch) -> Tensor:
         """The codes of one global view from its scores `rows` [B, K], balanced with those of its queue."""
         if self.queues:
             queue: Any = self.queues[place]
             queue.arriving(len(z))                                                      # long before it is filled
-            if self.current_epoch >= self.queue_start:
+            if batch.key.epoch >= self.queue_start:
                 if queue.full():                                                     # others balance the rest of it
                     rows = torch.cat([self.prototypes(queue.share()), rows])
-                queue.enqueue(unit(z), index)
-        return sinkhorn(rows, self.epsilon, self.iterations)[-len(index):]
+                queue.enqueue(unit(z), batch.index)
+        return sinkhorn(rows, self.epsilon, self.iterations)[-len(z):]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.global_step < self.freeze_steps:
