@@ -176,8 +176,8 @@ class Report(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         whole_pass = trainer.num_sanity_val_steps == float("inf")   # Lightning's form of -1
-        if trainer.sanity_checking and not whole_pass:
-            return
+        if trainer.sanity_checking and (not whole_pass or report.BEFORE in self.columns):
+            return                            # of a few batches, or not of the untrained encoder
         found = evaluations(trainer)
         if self.pixels.shares():
             self.columns[report.PIXELS] = of_pixels(found, self.pixels)

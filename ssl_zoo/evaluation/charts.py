@@ -22,6 +22,7 @@ from matplotlib.ticker import NullLocator
 from matplotlib.transforms import BboxBase
 from PIL import Image
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from ssl_zoo.evaluation.dense import IGNORE, confusion, mean_iou
 from ssl_zoo.evaluation.lowshot import Cell
@@ -198,11 +199,10 @@ def confusion_matrix(truth: Tensor, predictions: Tensor, classes: Sequence[str],
 
 
 def count(truth: Tensor, predictions: Tensor, classes: int) -> np.ndarray:
-    """[C, C], for as many classes as there are names or labels. Not `dense.confusion`, to which 255 is no class."""
-    known = truth >= 0
-    truth, predictions = truth[known].long().cpu(), predictions[known].long().cpu()
+    """How many images of each true class (row) were given each class (column): [C, C], for all names and labels."""
+    truth, predictions = truth.long().cpu(), predictions.long().cpu()
     classes = 1 + max([classes - 1, *truth.tolist(), *predictions.tolist()])
-    return torch.bincount(truth * classes + predictions, minlength=classes ** 2).view(classes, classes).numpy()
+    return multiclass_confusion_matrix(predictions, truth, classes, ignore_index=-1, validate_args=False).numpy()
 
 
 def write_shares(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:

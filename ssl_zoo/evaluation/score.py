@@ -9,6 +9,8 @@ from torch import Tensor
 Unit = Literal["image", "draw", "episode", ""]
 
 
+# Not torchmetrics' accuracy: it gives the mean alone, and intervals and differences need what it is a mean of. It takes
+# eleven times as long (benchmarks/torchmetrics_cost.py).
 class Score(NamedTuple):
     """The mean of `units`, which have the same order for every encoder that is measured on the same data."""
 
