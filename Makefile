@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 quickstart: .venv/ready
-	$(BIN)/ssl-zoo fit --config recipes/quickstart.yaml
+	$(BIN)/ssl-zoo fit --config quickstart
 	@echo "for other commands, enter this environment: . .venv/bin/activate"
 
 test: .venv/ready

@@ -2,10 +2,10 @@
 
     python benchmarks/cifar10.py [--epochs 20] [--every 5] [RECIPE ...] [-- OPTION ...]
 
-All of simclr, moco, swav, dcl, dclw, mochi and amcl where no name is given, seed 0, bfloat16; what stands behind --
-goes to ssl-zoo fit. Each recipe's figures are recorded when it ends, the others' stay as they were. The schedule is
-that of the epochs asked for. The images are the pack's, re-encoded as JPEG, so that figures are a little below the
-published.
+Without names it runs cifar10/simclr, moco, swav, dcl, dclw, mochi and amcl, with seed 0 and each recipe's own
+precision; what follows -- goes to ssl-zoo fit. Each recipe's figures are recorded when it ends, and the others' stay as
+they were. The schedule is that of the epochs asked for. The images are the pack's, which are re-encoded as JPEG, so
+figures are a little below the published ones.
 """
 
 import argparse
@@ -13,17 +13,18 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from learning import run, unpack
+from learning import arrays, run, unpack
 from record import ROOT, commit, record
 
 from ssl_zoo.cli.messages import quiet
 
-RECIPES = ("simclr", "moco", "swav", "dcl", "dclw", "mochi", "amcl")
+RECIPES = tuple(f"cifar10/{name}" for name in ("simclr", "moco", "swav", "dcl", "dclw", "mochi", "amcl"))
 
 
 class Clock(pl.Callback):
@@ -43,32 +44,39 @@ class Clock(pl.Callback):
             self.seconds.append(time.perf_counter() - self.start)
 
 
-def measure(name: str, epochs: int, every: int, folder: str, extra: list[str]) -> dict:
+def measure(name: str, images: list[str], folder: str, extra: list[str]) -> dict:
+    """A run's figures with the median seconds of an epoch and the peak of the GPU's memory."""
     clock = Clock()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    figures = run(unpack(Path(tempfile.gettempdir()), 50_000), 0, folder,
-                  ["--trainer.max_epochs", str(epochs), "--trainer.check_val_every_n_epoch", str(every),
-                   "--trainer.precision", "bf16-mixed", *extra], ROOT / f"recipes/cifar10/{name}.yaml", [clock])
+    figures = run(name, images, 0, folder, extra, [clock])
     peak = round(torch.cuda.max_memory_allocated() / 2 ** 30, 2) if torch.cuda.is_available() else None
-    return figures | {"epochs": epochs, "seconds_per_epoch": round(statistics.median(clock.seconds), 2),
-                      "peak_gib": peak, "options": extra, "commit": commit()}
+    return figures | {"seconds_per_epoch": round(statistics.median(clock.seconds), 2), "peak_gib": peak,
+                      "options": extra, "commit": commit()}
 
 
-def main(recipes: list[str], epochs: int, every: int, extra: list[str]) -> None:
-    kept = ROOT / "benchmarks/results/cifar10.json"
+def measure_all(recipes: Sequence[str], images: list[str], extra: list[str], benchmark: str) -> None:
+    """Record each recipe's figures when it ends; those of other recipes stay as they were."""
+    kept = ROOT / "benchmarks/results" / f"{benchmark}.json"
     results = json.loads(kept.read_text())["figures"] if kept.is_file() else {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in recipes or RECIPES:
-            results[name] = measure(name, epochs, every, folder, extra)
-            record("cifar10", results)
+        for name in recipes:
+            results[name] = measure(name, images, folder, extra)
+            record(benchmark, results)
+
+
+def asked(doc: str | None, epochs: int, every: int) -> tuple[list[str], list[str]]:
+    """The recipes named on the command line, and the options for each run."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE")
+    parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument("--every", type=int, default=every, help="epochs between evaluations")
+    options, extra = parser.parse_known_args()
+    return options.recipes, ["--trainer.max_epochs", str(options.epochs), "--trainer.check_val_every_n_epoch",
+                             str(options.every), *(word for word in extra if word != "--")]
 
 
 if __name__ == "__main__":
     quiet()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="*", metavar="RECIPE")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--every", type=int, default=5)
-    options, extra = parser.parse_known_args()
-    main(options.recipes, options.epochs, options.every, [word for word in extra if word != "--"])
+    recipes, options = asked(__doc__, epochs=20, every=5)
+    measure_all(recipes or RECIPES, arrays(unpack(Path(tempfile.gettempdir()), 50_000)), options, "cifar10")

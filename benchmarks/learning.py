@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 from PIL import Image
-from record import ROOT, data, record
+from record import data, record
 
 from ssl_zoo.cli.fit import Cli
 from ssl_zoo.cli.messages import quiet
+from ssl_zoo.cli.recipes import find
 from ssl_zoo.evaluation import Report
 
-RECIPE = ROOT / "recipes/cifar10/simclr_cpu.yaml"
+RECIPE = "cifar10/simclr_cpu"
 
 
 def unpack(folder: Path, train: int) -> Path:
@@ -36,11 +37,17 @@ def unpack(folder: Path, train: int) -> Path:
     return path
 
 
-def run(path: Path, seed: int, folder: str, extra: list[str], recipe: Path = RECIPE,
+def arrays(path: Path) -> list[str]:
+    """The options that put this file of arrays in place of a recipe's data."""
+    return ["--data", "ArrayImages", "--data.path", str(path), "--data.train_images", "null"]
+
+
+def run(recipe: str, images: Sequence[str], seed: int, folder: str, extra: Sequence[str] = (),
         callbacks: Sequence[pl.Callback] = ()) -> dict:
+    """Train by a recipe's name: seed, steps, seconds and what its report holds, by column."""
     start = time.perf_counter()
-    cli = Cli(["--config", str(recipe), "--seed_everything", str(seed), "--trainer.logger.save_dir", folder,
-               "--data", "ArrayImages", "--data.path", str(path), "--data.train_images", "null", *extra], run=False)
+    cli = Cli(["--config", find(recipe), "--seed_everything", str(seed), "--trainer.logger.save_dir", folder, *images,
+               *extra], run=False)
     cli.trainer.callbacks.extend(callbacks)
     cli.trainer.fit(cli.model, cli.datamodule)
     report = next(callback for callback in cli.trainer.callbacks if isinstance(callback, Report))
@@ -52,8 +59,9 @@ def run(path: Path, seed: int, folder: str, extra: list[str], recipe: Path = REC
 if __name__ == "__main__":
     quiet()
     with tempfile.TemporaryDirectory() as folder:
-        runs = [run(unpack(Path(tempfile.gettempdir()), 10_000), seed, folder, sys.argv[1:]) for seed in range(3)]
+        images = arrays(unpack(Path(tempfile.gettempdir()), 10_000))
+        runs = [run(RECIPE, images, seed, folder, sys.argv[1:]) for seed in range(3)]
     gains = {protocol: [round(list(one.values())[-1][protocol] - one["untrained encoder"][protocol], 4) for one in runs]
              for protocol in ("knn_instdisc", "knn_dino", "linear_cached")}
     print(json.dumps(gains))
-    record("learning", {"recipe": str(RECIPE.relative_to(ROOT)), "gains": gains, "runs": runs})
+    record("learning", {"recipe": RECIPE, "gains": gains, "runs": runs})

@@ -1,6 +1,6 @@
 """Does every method learn? kNN on 5,000 images of CIFAR-10, of the trained less the untrained encoder's, on the CPU.
 
-    python benchmarks/methods.py [RECIPE ...]    all of recipes/cifar10/*_cpu.yaml, three seeds, about 3 minutes each
+    python benchmarks/methods.py [RECIPE ...]    all of cifar10/*_cpu, three seeds, about 3 minutes each
 
 Each method's figures are recorded when it ends, with the commit at which it ran; the others' stay as they were.
 """
@@ -10,19 +10,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-from learning import run, unpack
+from learning import arrays, run, unpack
 from record import ROOT, commit, record
 
 from ssl_zoo.cli.messages import quiet
+from ssl_zoo.cli.recipes import shipped
 
 IMAGES, EPOCHS, SEEDS = 5000, 8, (0, 1, 2)   # 19 steps of 256 images an epoch
 
 
-def measure(recipe: Path, folder: str) -> dict:
+def measure(recipe: str, folder: str) -> dict:
     """Steps, seconds of each run, and for each protocol the untrained and the trained encoder's accuracy by seed."""
-    path = unpack(Path(tempfile.gettempdir()), IMAGES)
-    runs = [run(path, seed, folder, ["--trainer.max_epochs", str(EPOCHS), "--trainer.check_val_every_n_epoch",
-                                     str(EPOCHS)], recipe) for seed in SEEDS]
+    images = arrays(unpack(Path(tempfile.gettempdir()), IMAGES))
+    runs = [run(recipe, images, seed, folder, ["--trainer.max_epochs", str(EPOCHS),
+                                               "--trainer.check_val_every_n_epoch", str(EPOCHS)]) for seed in SEEDS]
     return {"steps": runs[0]["steps"], "seconds": [one["seconds"] for one in runs],
             **{protocol: {"untrained": [one["untrained encoder"][protocol] for one in runs],
                           "trained": [list(one.values())[-1][protocol] for one in runs]}
@@ -31,11 +32,11 @@ def measure(recipe: Path, folder: str) -> dict:
 
 if __name__ == "__main__":
     quiet()
-    recipes = [Path(name).absolute() for name in sys.argv[1:]] or sorted(ROOT.glob("recipes/cifar10/*_cpu.yaml"))
+    recipes = sys.argv[1:] or [name for name in shipped() if name.startswith("cifar10/") and name.endswith("_cpu")]
     kept = ROOT / "benchmarks/results/methods.json"
     results = json.loads(kept.read_text())["figures"]["methods"] if kept.is_file() else {}
     with tempfile.TemporaryDirectory() as folder:
         for recipe in recipes:
-            results[recipe.stem.removesuffix("_cpu")] = measure(recipe, folder) | {"commit": commit()}
+            results[Path(recipe).name.removesuffix("_cpu")] = measure(recipe, folder) | {"commit": commit()}
             record("methods", {"images": IMAGES, "epochs": EPOCHS, "seeds": SEEDS,
                                "methods": dict(sorted(results.items()))})

@@ -5,10 +5,11 @@ from importlib import import_module
 
 HELP = """usage: ssl-zoo COMMAND ...
 
-  fit       pretrain by a recipe:            ssl-zoo fit --config recipes/cifar10/simclr.yaml
+  recipes   list what there is to run:       ssl-zoo recipes
+  fit       pretrain by a recipe:            ssl-zoo fit --config cifar10/simclr
   evaluate  measure and compare encoders:    ssl-zoo evaluate runs/quickstart/version_0/encoder.safetensors
   validate  evaluate a checkpoint:           ssl-zoo validate --config CONFIG --ckpt_path CHECKPOINT
-  preview   a picture of a recipe's views:   ssl-zoo preview --config recipes/cifar10/simclr.yaml
+  preview   a picture of a recipe's views:   ssl-zoo preview --config cifar10/simclr
   export    the encoder of a checkpoint:     ssl-zoo export CHECKPOINT
 
   ssl-zoo fit --help                         every option of a run

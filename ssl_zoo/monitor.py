@@ -207,6 +207,17 @@ class LastCheckpoint(pl.callbacks.ModelCheckpoint):
         super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
 
 
+class Checkpoints(pl.callbacks.ModelCheckpoint):
+    """Keeps the checkpoints of some epochs beside checkpoints/last.ckpt.
+
+    Args:
+        every_n_epochs: keep one each time this many epochs have passed; null keeps none.
+    """
+
+    def __init__(self, every_n_epochs: int | None = None):
+        super().__init__(save_top_k=-1, every_n_epochs=every_n_epochs or 0, save_on_train_epoch_end=True)
+
+
 def due(trainer: pl.Trainer) -> bool:
     """Whether the trainer logs at this batch, counted over all epochs: one may have fewer than it waits for."""
     return (trainer.fit_loop.total_batch_idx + 1) % max(1, trainer.log_every_n_steps) == 0   # type: ignore[attr-defined]

@@ -41,11 +41,11 @@ def recipe(tmp_path, arrays, monkeypatch):
 def fit(recipe, *options):
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
     run(["fit", "--config", "recipe.yaml", *options])
-    return sorted(Path("runs/quickstart").glob("version_*"))[-1]
+    return sorted(Path("runs/recipe").glob("version_*"))[-1]
 
 
 def keep(recipe, **checkpoints):
-    recipe["trainer"]["callbacks"].append({"class_path": "ModelCheckpoint", "init_args": checkpoints})
+    recipe["trainer"].setdefault("callbacks", []).append({"class_path": "ModelCheckpoint", "init_args": checkpoints})
 
 
 def refusal(recipe, *options):
@@ -133,11 +133,11 @@ def test_a_command_line_run_resumes_bit_for_bit_in_a_new_process(recipe):
     whole = fit(recipe, "--trainer.max_epochs", "3")
     keep(recipe, save_top_k=-1, every_n_epochs=1)
     fit(recipe, "--trainer.max_epochs", "3")
-    half = next(Path("runs/quickstart/version_1/checkpoints").glob("epoch=1-*.ckpt"))
+    half = next(Path("runs/recipe/version_1/checkpoints").glob("epoch=1-*.ckpt"))
     subprocess.run([sys.executable, "-m", "ssl_zoo", "fit", "--config", "recipe.yaml", "--trainer.max_epochs", "3",
                     "--ckpt_path", str(half)], check=True, capture_output=True)
     states = [torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-              for folder in (whole, Path("runs/quickstart/version_2"))]
+              for folder in (whole, Path("runs/recipe/version_2"))]
     assert same(*states)
 
 
@@ -148,7 +148,7 @@ def test_two_processes_evaluate_as_one(recipe):
         Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
         subprocess.run([sys.executable, "-m", "ssl_zoo", "fit", "--config", "recipe.yaml", *options], check=True,
                        capture_output=True, timeout=1800)
-        report = sorted(Path("runs/quickstart").glob("version_*"))[-1] / "report.txt"
+        report = sorted(Path("runs/recipe").glob("version_*"))[-1] / "report.txt"
         heading, *lines = report.read_text().splitlines()
         place = heading.index("untrained encoder")   # columns are right-aligned
         columns.append([line[place:place + len("untrained encoder")] for line in lines[:lines.index("")]])
@@ -172,7 +172,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_command_to_go_on(recipe):
     command = re.search(r"go on with:\s+ssl-zoo (fit .*)", said)[1].split()
     done = torch.load(command[-1], weights_only=True)["global_step"]
     run([*command, "--trainer.max_steps", str(done + 3), "--trainer.max_epochs", "-1"])
-    last = sorted(Path("runs/quickstart").glob("version_*"))[-1]
+    last = sorted(Path("runs/recipe").glob("version_*"))[-1]
     assert last.name == "version_1"
 
 

@@ -10,10 +10,11 @@ from importlib import import_module
 from pathlib import Path
 
 from ssl_zoo.cli import messages
+from ssl_zoo.cli.recipes import with_recipes
 from ssl_zoo.paths import check_whole
 
 DEBUG = "SSL_ZOO_DEBUG"   # set it to see whole tracebacks
-LIGHT = ("evaluate", "export", "preview")   # in files of their names
+LIGHT = ("evaluate", "export", "preview", "recipes")   # in files of their names
 LIGHTNINGS = ("fit", "validate")            # of Lightning's command line
 
 
@@ -23,7 +24,7 @@ def run(arguments: list[str]) -> None:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())   # for methods of one's own, as python does
     try:
-        dispatch(arguments[0], arguments[1:])
+        dispatch(arguments[0], with_recipes(arguments[1:]))
     except Exception as error:
         if not messages.expected(error) or os.environ.get(DEBUG):
             raise

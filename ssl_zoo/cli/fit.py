@@ -13,11 +13,17 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from ssl_zoo import data, encoders, evaluation, methods, monitor, optim
 from ssl_zoo.cli.messages import parse_error
+from ssl_zoo.cli.recipes import run_name
 from ssl_zoo.data import arrays, digits, folder, torchvision_sets
 from ssl_zoo.evaluation import callback, former
 from ssl_zoo.method import Method
 from ssl_zoo.paths import check_whole
 from ssl_zoo.views.specs import PRESETS
+
+# What most runs share. A recipe, or an option, says otherwise where its run differs, and --print_config says all.
+TRAINER = {"devices": 1, "precision": "32-true", "check_val_every_n_epoch": 10, "num_sanity_val_steps": -1,
+           "enable_model_summary": False}
+CALLBACKS = {"evaluation": callback.Evaluation, "report": callback.Report, "checkpoints": monitor.Checkpoints}
 
 # the families hold the classes that a recipe may name alone, once their files are imported
 __all__ = ["Cli", "Parser", "arrays", "callback", "data", "digits", "encoders", "evaluation", "folder", "former",
@@ -45,14 +51,25 @@ class Cli(LightningCLI):
     """Lightning's command line over any Method and any data module, with the callbacks that every run gets."""
 
     def __init__(self, arguments: Sequence[str] | None = None, run: bool = True):
-        callbacks = [monitor.Progress(), monitor.Speed(), monitor.FiniteLoss(), monitor.SafeInterrupt(),
-                     monitor.ViewsPicture(), monitor.LastCheckpoint(), LearningRateMonitor()]
+        arguments = sys.argv[1:] if arguments is None else list(arguments)
+        logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "runs", "name": run_name(arguments)}}
+        watching = [monitor.Progress(), monitor.Speed(), monitor.FiniteLoss(), monitor.SafeInterrupt(),
+                    monitor.ViewsPicture(), monitor.LastCheckpoint(), LearningRateMonitor()]
         super().__init__(
             Method, pl.LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
-            parser_class=Parser, auto_configure_optimizers=False, run=run,
-            save_config_kwargs={"overwrite": True},
-            args=None if arguments is None else list(arguments),
-            trainer_defaults={"callbacks": callbacks, "enable_model_summary": False, "num_sanity_val_steps": 0})
+            parser_class=Parser, auto_configure_optimizers=False, run=run, args=arguments,
+            save_config_kwargs={"overwrite": True}, seed_everything_default=0,
+            trainer_defaults=TRAINER | {"logger": logger, "callbacks": watching})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for name, kind in CALLBACKS.items():
+            parser.add_lightning_class_args(kind, name)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        """Leave out a default callback if the recipe's own list has one of its kind, as former recipes do."""
+        listed = config["callbacks"] if isinstance(config["callbacks"], list) else [config["callbacks"]]
+        return super()._instantiate_trainer(
+            config, [one for one in callbacks if not any(isinstance(other, type(one)) for other in listed)])
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets a checkpoint's values override the command line's; here the recipe and the options decide."""
