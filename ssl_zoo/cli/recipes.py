@@ -3,11 +3,12 @@
 Nothing heavy is imported here: a misspelt name is reported, and the list printed, before torch is loaded.
 """
 
-import argparse
 import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from ssl_zoo.cli.messages import Options
 
 PACKAGE = Path(__file__).parents[1]
 FIELDS = ("Paper", "Setting", "Run", "Hardware", "Time", "Expected", "Measured by", "Against the paper")
@@ -16,7 +17,7 @@ COLUMNS = ("Hardware", "Time", "Expected")   # of the list, beside the paper: ea
 
 def recipes(arguments: Sequence[str]) -> None:
     """List the recipes: paper, hardware, time and expected numbers; the whole heading of one that is named in full."""
-    parser = argparse.ArgumentParser("ssl-zoo recipes", description=recipes.__doc__)
+    parser = Options("recipes", recipes.__doc__)
     parser.add_argument("filter", nargs="?", default="", help="only recipes with this in their name or heading")
     wanted = parser.parse_args(arguments).filter
     paths = {name: path for name, path in shipped().items() if wanted.lower() in f"{name}\n{comment(path)}".lower()}
@@ -96,7 +97,7 @@ def find(name: str) -> str:
 def did_you_mean(name: str) -> str:
     name = re.sub(r"^(\./)?recipes/|\.ya?ml$", "", name)
     near = difflib.get_close_matches(name, shipped(), n=1)
-    return f": did you mean {near[0]}?" if near else "; ssl-zoo recipes lists those there are"
+    return f"; did you mean {near[0]}?" if near else "; ssl-zoo recipes lists those there are"
 
 
 def run_name(arguments: Sequence[str]) -> str:
