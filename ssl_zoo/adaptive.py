@@ -10,15 +10,15 @@ from ssl_zoo.losses import Reduction, full_precision, off_diagonal, reduced
 
 
 class PairTemperature(nn.Module):
-    """A learned temperature for each pair: the more alike the network finds the two, the lower.
+    """A learned temperature for each pair: the more alike the network finds the two, the lower it is.
 
-    AMCL, arXiv:2310.05615: floor + (ceiling - floor) / (1 + exp(r)) with r the product of both sides' codes.
+    AMCL, arXiv:2310.05615: floor + (ceiling - floor) / (1 + exp(r)), with r the scalar product of the two codes.
 
     Args:
         dim: width D of what is compared.
         hidden: width of the network's only hidden layer.
-        floor: lowest temperature; 0.02 and more where the paper's form of the loss should stay finite.
-        ceiling: highest temperature.
+        floor: the lowest temperature; at least 0.02 keeps the paper's form of the loss finite.
+        ceiling: the highest temperature.
     """
 
     def __init__(self, dim: int, hidden: int = 128, floor: float = 1e-5, ceiling: float = 2.0):
@@ -29,24 +29,26 @@ class PairTemperature(nn.Module):
         self.width, self.floor, self.ceiling = dim, floor, ceiling
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Codes [..., D] of what is compared; their scalar products go to `of`."""
+        """The codes [..., D] of rows [..., D]; hand the scalar products of two sides' codes to `of`."""
         with torch.autocast(rows.device.type, enabled=False):
             return self.network(rows.to(torch.promote_types(rows.dtype, torch.float32)))
 
     def of(self, products: Tensor) -> Tensor:
+        """The temperatures of pairs whose codes have these scalar products, of the same shape."""
         return self.floor + (self.ceiling - self.floor) * torch.sigmoid(-products)
 
 
 def omega(temperature: Tensor, width: int) -> Tensor:
-    """width / 2 * log(temperature) + 1 / temperature, which keeps a learned temperature from 0.
+    """width / 2 * log(temperature) + 1 / temperature, which keeps a learned temperature away from 0.
 
-    AMCL, arXiv:2310.05615; least at 2 / width. Minus the log of a Gaussian's density, but for cosine / temperature.
+    AMCL, arXiv:2310.05615. It is least at 2 / width. With cosine / temperature added, it would be minus the log of a
+    Gaussian's density.
     """
     return width / 2 * temperature.log() + 1 / temperature
 
 
 AdaptiveForm = Literal["bounded", "paper"]
-LOGGED = 16   # rows of negatives whose temperatures are enough for the log
+LOGGED = 16   # rows of negatives: enough to log their temperatures, without a copy of the whole matrix
 
 
 @full_precision
@@ -55,18 +57,20 @@ def adaptive_contrast(positive: Tensor, negative: Tensor, positive_temperature: 
                       reduction: Reduction = "mean") -> Tensor:
     """Contrast with a temperature for each pair: AMCL, arXiv:2310.05615.
 
-    "paper" is eq. (2.1): the positive against the hardest negative, each over its temperature. It has no lower bound:
-    on a solved pair it falls as the temperatures fall to their floor, where they then stay. "bounded" puts the
-    logarithm of the sum over positive and negatives in place of the hardest, and the mean over the negatives in place
-    of its regulariser; with one constant temperature and no regulariser it is `contrast`. It is above
-    -regularizer_weight / floor: where a negative's cosine is below 0, only its regulariser asks for a low temperature.
+    "paper" is eq. (2.1): the positive against the hardest negative, each divided by its temperature. It has no lower
+    bound: once a pair is solved, the loss falls with the temperatures until these reach their floor and stay there.
+
+    "bounded" compares the positive with the log-sum-exp over itself and all negatives, and regularises by the mean
+    over the negatives. With one constant temperature and no regulariser it is `contrast`. It stays above
+    -regularizer_weight / floor, since for a negative whose cosine is below 0 only the regulariser asks for a low
+    temperature.
 
     Args:
         positive, positive_temperature: [B].
-        negative, negative_temperature: [B, K]; cosines -inf where there is none.
-        width: of the projections.
-        regularizer_weight: of `omega`; the paper's beta.
-        hardest: negatives of the paper's form, by cosine, over which it takes means.
+        negative, negative_temperature: [B, K]; the cosine is -inf where there is no negative.
+        width: width of the projections.
+        regularizer_weight: weight of `omega`; the paper's beta.
+        hardest: the number of negatives, by cosine, over which the paper's form takes means.
     """
     pull = positive / positive_temperature
     if form == "paper":
@@ -88,9 +92,9 @@ def adaptive_correlation(correlation: Tensor, temperatures: Tensor, redundancy_w
                          regularizer_weight: float, form: AdaptiveForm = "bounded") -> Tensor:
     """Barlow Twins' loss with a temperature for each element: eq. (2.3) of AMCL, arXiv:2310.05615.
 
-    On the diagonal a temperature is the correlation aimed at, for the quotient is brought to 1; off it, it divides the
-    square. Barlow Twins' own loss where all temperatures are 1 and the regulariser's weight is 0. "paper" subtracts the
-    regulariser of the elements off the diagonal, which has no lower bound; "bounded" leaves it out.
+    On the diagonal a temperature is the correlation to reach, since the loss brings the quotient of the two to 1; off
+    the diagonal it divides the square. With all temperatures at 1 and no regulariser this is Barlow Twins' own loss.
+    "paper" subtracts the regulariser of the elements off the diagonal, which leaves no lower bound; "bounded" does not.
 
     Args:
         correlation, temperatures: [D, D].
@@ -106,11 +110,11 @@ def adaptive_correlation(correlation: Tensor, temperatures: Tensor, redundancy_w
 
 @torch.no_grad()
 def temperature_quantiles(positive: Sequence[Tensor], negative: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The 5, 50 and 95 % quantiles of the logarithms of all heads' temperatures, for the log.
+    """The 5, 50 and 95 % quantiles of the logarithms of all heads' temperatures, by the name under which to log them.
 
     Args:
-        positive: [B] of each head.
-        negative: some rows [n, K] of each head; NaN where two are not compared.
+        positive: temperatures [B] of each head's positives.
+        negative: some rows [n, K] of each head's; NaN where a pair is not compared.
     """
     sides = {"positive": torch.stack(list(positive)), "negative": torch.stack(list(negative))}
     shares = torch.linspace(0.05, 0.95, 3, dtype=positive[0].dtype, device=positive[0].device)

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 def mlp(*widths: int, norm: bool = True, bias: bool = True, last_norm: bool = False,
         last_scale: bool = True) -> nn.Sequential:
-    """Linear-BatchNorm-ReLU between every two of `widths`; the last layer is linear alone.
+    """Linear, BatchNorm and ReLU between neighbouring `widths`; the last layer is linear alone.
 
     Args:
-        norm: False leaves the BatchNorms between out, as MoCo v2 does; a layer before one has no bias.
-        bias: whether the last layer has one, where no BatchNorm follows it.
-        last_norm: a BatchNorm with scale and without shift follows the last layer, as in SimCLR's published code.
-        last_scale: False takes the scale from it as well, as in MoCo v3's.
+        norm: put a BatchNorm after every hidden layer, whose bias it makes redundant; MoCo v2 has none.
+        bias: give the last layer a bias, unless a BatchNorm follows it.
+        last_norm: end with a BatchNorm that scales and does not shift, as SimCLR's published code does.
+        last_scale: False takes the scale from that last BatchNorm too, as in MoCo v3.
     """
     if len(widths) < 2:
         raise ValueError(f"a head has the width of its input and 1 or more others, and got {list(widths)}: give the "
@@ -36,18 +36,18 @@ def mlp(*widths: int, norm: bool = True, bias: bool = True, last_norm: bool = Fa
 
 
 def pixel_mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """As `mlp`, for each cell of a feature map by itself: [B, inputs, h, w] -> [B, outputs, h, w]."""
+    """A two-layer `mlp` that each cell of a feature map passes by itself: [B, inputs, h, w] -> [B, outputs, h, w]."""
     return nn.Sequential(nn.Conv2d(inputs, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True),
                          nn.Conv2d(hidden, outputs, 1))
 
 
 class MultiHead(nn.Module):
-    """Projectors of one shape side by side, each with weights of its own: [B, width] -> [B, heads, D].
+    """Several projectors of one shape, each with its own weights: [B, width] -> [B, heads, D].
 
     Args:
-        heads: how many, at least 1.
-        widths: of each, as in `mlp`.
-        norm: BatchNorm between the layers of each.
+        heads: the number of projectors, at least 1.
+        widths: layer widths of each, the input's first, as for `mlp`.
+        norm: put BatchNorm between the layers.
     """
 
     def __init__(self, heads: int, *widths: int, norm: bool = False):
@@ -63,13 +63,13 @@ class MultiHead(nn.Module):
 class PixelPropagation(nn.Module):
     """Each cell of a map becomes the sum of all cells' transforms, weighted by max(cosine, 0) ** gamma.
 
-    Eq. (2) and (3) of PixPro, arXiv:2011.10043. The paper adds the transforms as they are; the authors' code brings
-    them to unit norm first, and so does this.
+    Eq. (2) and (3) of PixPro, arXiv:2011.10043. The paper adds the transforms as they are; the authors' code scales
+    them to unit norm first, which this follows.
 
     Args:
         dim: width D of a cell.
-        layers: 1x1 convolutions of the transform, 0 or 1.
-        gamma: sharpness; 0 mixes all cells alike, a large one none.
+        layers: number of 1x1 convolutions in the transform, 0 or 1.
+        gamma: sharpness of the weights: 0 mixes all cells equally, a large value mixes none.
     """
 
     def __init__(self, dim: int, layers: int = 1, gamma: float = 2.0):
@@ -89,11 +89,11 @@ class PixelPropagation(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """Directions that projections are compared with; no bias, which would let a prototype win whatever it is shown.
+    """Unit vectors that projections are compared with. There is no bias: with one, a prototype could win every image.
 
     Args:
         dim: width D of a projection.
-        prototypes: how many, K.
+        prototypes: the number of prototypes, K.
     """
 
     def __init__(self, dim: int, prototypes: int):
@@ -104,7 +104,7 @@ class Prototypes(nn.Module):
 
     @torch.no_grad()
     def normalize(self) -> None:
-        """Back to unit norm; before every step."""
+        """Scale the prototypes back to unit norm; call it before every step."""
         self.weight.copy_(F.normalize(self.weight, dim=-1))
 
     def forward(self, projections: Tensor) -> Tensor:
@@ -114,5 +114,5 @@ class Prototypes(nn.Module):
             return F.normalize(projections, dim=-1) @ self.weight.to(projections.dtype).T
 
     def used(self, scores: Tensor) -> Tensor:
-        """[]: share of the prototypes that are the nearest one of some row of `scores` [B, K]."""
+        """The share of prototypes, a tensor [], that are nearest to at least one row of `scores` [B, K]."""
         return scores.new_zeros(len(self.weight)).index_fill(0, scores.argmax(1), 1).mean()

@@ -17,13 +17,13 @@ class AMCLBarlowTwins(Method):
     over the batch, so the network is as wide as the batch of all processes.
 
     Args:
-        heads: projectors, at least 1.
-        projector: widths of each after the encoder, with BatchNorm between the layers.
+        heads: the number of projectors, at least 1.
+        projector: layer widths of each projector, with BatchNorm between the layers.
         global_batch: images in a training batch of all processes together.
-        redundancy_weight: of the terms off the diagonal.
-        regularizer_weight: of what keeps temperatures from 0; the paper's beta.
-        floor: lowest temperature; 0.02 and more for the paper's form, which else ends there at 1e-5.
-        form: "bounded", or "paper" with a regulariser off the diagonal too, which has no lower bound.
+        redundancy_weight: weight of the terms off the diagonal.
+        regularizer_weight: weight of the term that keeps temperatures away from 0; the paper's beta.
+        floor: the lowest temperature. Give the paper's form at least 0.02, or its temperatures end at 1e-5.
+        form: "bounded", or "paper", whose regulariser off the diagonal leaves the loss without a lower bound.
     """
 
     def __init__(self, global_batch: int, heads: int = 3, projector: Sequence[int] = (2048, 2048, 2048),

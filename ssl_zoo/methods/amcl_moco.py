@@ -17,15 +17,15 @@ class AMCLMoCo(Method):
     Wang et al., ECCV 2024, arXiv:2310.05615. Each view is the query once; the losses of the heads are added.
 
     Args:
-        heads: projectors, at least 1.
-        projector: widths of each after the encoder, without BatchNorm.
-        queue: how many keys to remember; well below the number of images.
+        heads: the number of projectors, at least 1.
+        projector: layer widths of each projector, which has no BatchNorm.
+        queue: the number of keys to remember; keep it well below the number of images.
         momentum: share of the momentum encoder kept at each step.
-        splits: groups of keys that share BatchNorm statistics on each process; 8 on a single device.
-        regularizer_weight: of what keeps temperatures from 0; the paper's beta.
-        floor: lowest temperature; 0.02 and more for the paper's form, which else ends there at 1e-5.
-        form: "bounded", or "paper" with the hardest negative, which has no lower bound and whose temperatures fall to
-            the floor: clip gradients at 1 with it, and do not read its value.
+        splits: the number of groups on each process whose keys share BatchNorm statistics; 8 on a single device.
+        regularizer_weight: weight of the term that keeps temperatures away from 0; the paper's beta.
+        floor: the lowest temperature. Give the paper's form at least 0.02, or its temperatures end at 1e-5.
+        form: "bounded", or "paper", which compares with the hardest negative alone. The paper's form has no lower bound
+            and its temperatures fall to the floor: clip gradients at 1, and do not read its value.
     """
 
     def __init__(self, heads: int = 3, projector: Sequence[int] = (512, 128), queue: int = 4096,

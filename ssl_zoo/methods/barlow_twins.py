@@ -14,8 +14,8 @@ class BarlowTwins(Method):
     Zbontar et al., ICML 2021, arXiv:2103.03230, eq. (1); over the batch of all processes.
 
     Args:
-        projector: widths of the projector after the encoder.
-        redundancy_weight: of the terms off the diagonal; the paper's lambda.
+        projector: layer widths of the projector.
+        redundancy_weight: weight of the terms off the diagonal; the paper's lambda.
     """
 
     def __init__(self, projector: Sequence[int] = (8192, 8192, 8192), redundancy_weight: float = 0.005, **kwargs: Any):

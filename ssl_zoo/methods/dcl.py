@@ -12,11 +12,11 @@ from ssl_zoo.method import Batch, Method
 class DCL(Method):
     """SimCLR without the positive in the denominator: an easy batch is no longer a small gradient.
 
-    Yeh et al., ECCV 2022, arXiv:2110.06848, eq. (6). The loss has no lower bound, and its value says little. Over
-    multi-crop rows each global view learns with every other view.
+    Yeh et al., ECCV 2022, arXiv:2110.06848, eq. (6). The loss has no lower bound, and its value says little. With
+    multi-crop views, each global view learns with every other view.
 
     Args:
-        projector: widths of the projector after the encoder, at least one.
+        projector: layer widths of the projector, at least one.
         projector_norm: end the projector with a BatchNorm that scales and does not shift, as SimCLR's code does.
         temperature: divides the cosine similarities.
     """
@@ -40,7 +40,7 @@ class DCLW(Method):
     Yeh et al., ECCV 2022, arXiv:2110.06848, eq. (7); the weights are balanced over the batch of all processes.
 
     Args:
-        projector: widths of the projector after the encoder, at least one.
+        projector: layer widths of the projector, at least one.
         projector_norm: end the projector with a BatchNorm that scales and does not shift, as SimCLR's code does.
         temperature: divides the cosine similarities.
         sigma: temperature of the weights.

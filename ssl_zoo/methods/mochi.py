@@ -15,19 +15,20 @@ class MoCHi(Method):
     """MoCo against negatives that are harder than any in the queue: mixed from its hardest, and with the query itself.
 
     Kalantidis et al., NeurIPS 2020, arXiv:2010.01028. Without mixed negatives it is MoCo. Logs the share of queries
-    whose own image's older key is among the hardest: shorten the queue where that is large.
+    that find an older key of their own image among the hardest: shorten the queue if that share is large.
 
     Args:
-        projector: widths of the projector after the encoder, without BatchNorm.
+        projector: layer widths of the projector, which has no BatchNorm.
         temperature: divides the cosine similarities.
-        queue: how many keys to remember; well below the number of images, whose own old keys are its hardest.
+        queue: the number of keys to remember; keep it well below the number of images, since an image's own old keys
+            are among the hardest.
         momentum: share of the momentum encoder kept at each step.
-        splits: groups of keys that share BatchNorm statistics on each process; 8 on a single device.
+        splits: the number of groups on each process whose keys share BatchNorm statistics; 8 on a single device.
         contrast: "info_nce", or "decoupled" or "weighted_decoupled" for DCL over the mixed queue.
-        hardest: keys of the queue, per query, that are mixed; the paper's N.
-        pairs: negatives mixed from two of them; the paper's s.
-        with_query: negatives mixed from one of them and the query; the paper's s'.
-        start: epoch from which negatives are mixed; 15 on ImageNet.
+        hardest: how many of the queue's keys most similar to a query may be mixed for it; the paper's N.
+        pairs: how many negatives to mix from two of those keys; the paper's s.
+        with_query: how many negatives to mix from one of them and the query; the paper's s'.
+        start: the first epoch with mixed negatives; 15 on ImageNet.
     """
 
     def __init__(self, projector: Sequence[int] = (2048, 128), temperature: float = 0.2, queue: int = 65536,

@@ -16,14 +16,14 @@ class MoCo(Method):
     He et al., CVPR 2020, arXiv:1911.05722; projector and temperature are MoCo v2's, arXiv:2003.04297.
 
     Args:
-        projector: widths of the projector after the encoder, without BatchNorm.
+        projector: layer widths of the projector, which has no BatchNorm.
         temperature: divides the cosine similarities.
-        queue: how many keys to remember; well below the number of images.
+        queue: the number of keys to remember; keep it well below the number of images.
         momentum: share of the momentum encoder kept at each step.
-        symmetric: each view is the query once, against the same queue; the mean of both (the authors' notebook adds
-            them, which is twice the learning rate).
-        splits: on each process, keys share BatchNorm statistics in so many groups, so that a query cannot tell its key
-            by them; 8 on a single device. Several processes shuffle their keys among them in any case.
+        symmetric: use each view as the query once, against the same queue, and take the mean of the two losses (the
+            authors' notebook adds them, which doubles the learning rate).
+        splits: the number of groups on each process whose keys share BatchNorm statistics, so that a query cannot
+            recognise its key by them; 8 on a single device. Several processes shuffle their keys in any case.
         contrast: "info_nce", or "decoupled" or "weighted_decoupled" for DCL on a queue.
     """
 

@@ -16,12 +16,12 @@ class MoCoV3(Method):
     Chen et al., ICCV 2021, arXiv:2104.02057. The loss is that of algorithm 1, which multiplies by 2 * temperature.
 
     Args:
-        projector: widths of the projector after the encoder; three for a ViT, 4096, 4096 and 256.
+        projector: layer widths of the projector; for a ViT three, 4096, 4096 and 256.
         predictor: hidden widths of the predictor.
         predictor_norm: end the predictor with a BatchNorm, as the authors' code does for a ViT.
         temperature: divides the cosine similarities; 1.0 for a ResNet, 0.2 for a ViT.
         momentum: share of the momentum encoder kept at the first step; rises to 1 by a cosine.
-        freeze_patches: leave a ViT's patch projection as it was drawn, which keeps its training stable (sec. 4.3).
+        freeze_patches: do not train a ViT's patch projection, which keeps the training stable (sec. 4.3).
     """
 
     def __init__(self, projector: Sequence[int] = (4096, 256), predictor: Sequence[int] = (4096,),

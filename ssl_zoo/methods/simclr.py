@@ -12,11 +12,11 @@ from ssl_zoo.method import Batch, Method
 class SimCLR(Method):
     """Two views of an image agree against every other image of the batch.
 
-    Chen et al., ICML 2020, arXiv:2002.05709. Colour strength is a property of the views: `strength` of their row. Over
-    multi-crop rows each view of the role global learns with every other view.
+    Chen et al., ICML 2020, arXiv:2002.05709. Colour strength is a property of the views: `strength` of their row. With
+    multi-crop views, each view of the role global learns with every other view.
 
     Args:
-        projector: widths of the projector after the encoder, at least one.
+        projector: layer widths of the projector, at least one.
         projector_norm: end the projector with a BatchNorm that scales and does not shift, as the authors' code does.
         temperature: divides the cosine similarities.
     """

@@ -19,14 +19,14 @@ class SwAV(Method):
     """Each view predicts the prototype codes of the global ones. Caron et al., NeurIPS 2020, arXiv:2006.09882.
 
     Args:
-        projector: widths of the projector after the encoder.
-        prototypes: how many, at least 2; some ten for each expected class.
-        temperature: of the predicted softmax over prototypes.
-        epsilon: the smaller, the sharper the codes; 0.03 where the loss stays at log(prototypes).
+        projector: layer widths of the projector.
+        prototypes: the number of prototypes, at least 2; about ten for each class you expect.
+        temperature: divides the scores before the softmax of the prediction.
+        epsilon: smaller values make sharper codes; try 0.03 if the loss stays at log(prototypes).
         sinkhorn_iterations: rounds of balancing the codes.
-        queue: projections of each global view that join a small batch in the balancing; 0 for none.
-        queue_start: epoch from which the queue is filled; it is used once it is full.
-        freeze_steps: optimiser steps during which the prototypes stay as they are.
+        queue: the number of earlier projections of each global view to balance together with a small batch; 0 for none.
+        queue_start: the first epoch that fills the queue, which is used once it is full.
+        freeze_steps: the number of optimiser steps before the prototypes begin to learn.
     """
 
     def __init__(self, projector: Sequence[int] = (2048, 128), prototypes: int = 3000, temperature: float = 0.1,
@@ -54,7 +54,7 @@ class SwAV(Method):
 
     @torch.no_grad()
     def codes(self, place: int, z: Tensor, rows: Tensor, batch: Batch) -> Tensor:
-        """The codes of one global view from its scores `rows` [B, K], balanced with those of its queue."""
+        """The codes [B, K] of one global view from its scores `rows` [B, K], balanced with those of its queue."""
         if self.queues:
             queue: Any = self.queues[place]
             queue.arriving(len(z))                                                      # long before it is filled
