@@ -20,6 +20,7 @@ import lightly.transforms
 import numpy as np
 import torch
 import torchvision
+import torchvision.transforms.v2 as T
 from PIL import Image
 from record import record
 
@@ -58,6 +59,18 @@ def kornia_views(augmentation: Augmentation, fixed_order: bool = False) -> Calla
     return draw
 
 
+def torchvision_views(augmentation: Augmentation) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+    """The same rows by torchvision's transforms, image by image."""
+    def chain(spec: ViewSpec) -> Callable[[torch.Tensor], torch.Tensor]:
+        amounts = (amount * spec.strength for amount in (spec.brightness, spec.contrast, spec.saturation, spec.hue))
+        blur = T.GaussianBlur(spec.blur_kernel, spec.sigma)
+        return T.Compose([T.RandomResizedCrop(spec.size, spec.scale, spec.ratio, T.InterpolationMode(
+            spec.interpolation)), T.RandomHorizontalFlip(spec.flip), T.RandomApply([T.ColorJitter(*amounts)],
+            spec.jitter), T.RandomGrayscale(spec.gray), T.RandomApply([blur], spec.blur)])
+
+    return [chain(spec) for spec in augmentation.views for _ in range(spec.count)]
+
+
 def numbered(augmentation: Augmentation, images: torch.Tensor) -> Callable[[], Any]:
     """A call that draws other views each time, as training does."""
     batches = iter(range(10 ** 9))
@@ -86,10 +99,11 @@ def on_cpu() -> dict[str, Any]:
         few = images[:max(4, batch // 8)]                       # of the slow ones
         pil = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in few]
         ours, theirs = Augmentation(views), transform()
-        kornia = kornia_views(ours)
+        kornia, chains = kornia_views(ours), torchvision_views(ours)
         candidates = {
             "lightly": lambda pil=pil, theirs=theirs: [theirs(image) for image in pil],
-            "torchvision v2 tensors": numbered(Augmentation(views, backend="torchvision"), few),
+            "torchvision v2 tensors": lambda few=few, chains=chains: [
+                chain(image) for image in few for chain in chains],
             "kornia": lambda kornia=kornia, images=images: kornia(images),
             "ssl_zoo": numbered(ours, images)}
         if side == 32:

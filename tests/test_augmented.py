@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ssl_zoo.data.sources import Loader, Resident
+from ssl_zoo.data.sources import Files, Loader, Resident
 from ssl_zoo.encoders import Encoder, NarrowResNet
 from ssl_zoo.evaluation.augmented import FINETUNE, LINEAR, crop_and_flip, finetune_simclr, learn, linear_simclr
 from ssl_zoo.views import Augmentation, Key, ViewSpec
@@ -214,7 +214,7 @@ def test_every_epoch_draws_other_views_of_all_whole_batches(parts):
 
 
 def test_workers_crops_are_the_views_that_would_be_drawn_from_memory(parts):
-    files = parts[0].as_files()
+    files = Files(parts[0].read, [f"image {i}" for i in range(len(parts[0]))], parts[0].labels, SIZE)
     files.augment = crop_and_flip(SIZE)
     cut, resident = (learn(LINEAR, untrained(), Loader(source, 8, training=True), CLASSES, SIZE, 2)[1].weight
                      for source in (files, parts[0]))

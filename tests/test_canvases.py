@@ -14,7 +14,7 @@ from PIL import Image
 from ssl_zoo.data import ImageFolder
 from ssl_zoo.data.canvases import Decoded
 from ssl_zoo.data.sources import Loader, Request
-from ssl_zoo.views import Augmentation, Canvases, Crops, Key, ViewSpec
+from ssl_zoo.views import Augmentation, Canvases, Key, ViewSpec
 from tests.conftest import simclr, trainer
 from tests.test_data import indices, joined, picture, ready, said, same, write_pictures
 
@@ -204,14 +204,6 @@ def test_images_that_are_not_reduced_give_the_views_that_files_give(root, cache)
                             strict=True):
         assert torch.equal(ours.boxes, theirs.boxes)
         assert torch.equal(ours.flipped, theirs.flipped)
-
-
-def test_torchvisions_views_are_drawn_in_the_workers(root, cache):
-    source = kept(root, cache).train
-    source.augment = Augmentation([SMALL], backend="torchvision")
-    crops, _, index = source[Request(np.array([4, 0]), KEY)]
-    assert isinstance(crops, Crops)
-    assert same(crops, source.augment.cut([source.read(i) for i in index.tolist()], KEY))
 
 
 @pytest.mark.parametrize("size", [8, 70])

@@ -247,11 +247,6 @@ def test_preview_of_no_image_and_of_an_unreadable_folder_gets_one_sentence(recip
             run(["preview", "--config", "recipe.yaml", *options])
 
 
-def test_torchvisions_backend_trains_on_images_in_memory(recipe):
-    folder = fit(recipe, "--model.augment.backend", "torchvision")
-    assert (folder / "encoder.safetensors").exists()
-
-
 def test_a_misspelt_trainer_option_gets_a_hint(recipe):
     recipe["trainer"]["max_epohcs"] = 3
     assert "did you mean max_epochs?" in refusal(recipe)

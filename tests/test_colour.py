@@ -8,7 +8,7 @@ import torch
 import torchvision.transforms.v2.functional as torchvision
 
 from ssl_zoo.views import colour
-from ssl_zoo.views.tables import COLUMNS, Column, jitter_steps
+from ssl_zoo.views.operations import Jitter, jitter_steps
 
 ADJUST = {
     "brightness": torchvision.adjust_brightness,
@@ -55,11 +55,9 @@ def by_torchvision(images, factors, orders):
 
 def steps_of(factors, orders, jittered=1):
     """What the table's way makes of factors and orders, [N, STEPS]."""
-    table = np.zeros((1, len(orders), COLUMNS), dtype=np.float32)
-    table[..., Column.JITTERED] = jittered
-    table[..., Column.BRIGHTNESS:Column.HUE + 1] = factors.numpy()
-    table[..., Column.ORDER:Column.ORDER + 4] = orders
-    return torch.from_numpy(jitter_steps(table)[0])
+    columns = np.zeros((1, len(orders)), Jitter.columns)
+    columns["applied"], columns["factors"], columns["order"] = jittered, factors.numpy(), orders
+    return torch.from_numpy(jitter_steps(columns)[0])
 
 
 @pytest.mark.parametrize("name", ADJUST)

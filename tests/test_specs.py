@@ -114,6 +114,12 @@ def test_an_unknown_paper_is_refused_with_those_that_are_known():
         Augmentation("dino")
 
 
+def test_the_backend_that_files_of_before_name_is_accepted_and_the_other_one_refused():
+    assert Augmentation("simclr", backend="batched").views == PRESETS["simclr"]
+    with pytest.raises(ValueError, match="there is no backend torchvision: ssl_zoo draws all views itself, so leave"):
+        Augmentation("simclr", backend="torchvision")
+
+
 # What a method may require of its rows
 
 def rows(*counts, roles=("", "", "")):

@@ -11,8 +11,9 @@ from scipy import stats
 
 from ssl_zoo.views import Augmentation, Canvases, Key
 from ssl_zoo.views.crops import cell_centres
+from ssl_zoo.views.operations import OPERATIONS, flat
 from ssl_zoo.views.specs import ViewSpec
-from ssl_zoo.views.tables import Column
+from tests.torchvision_views import Twin
 
 KEY = Key(seed=7, epoch=3, batch=11, rank=1)
 CHANCE = 1e-4                                    # a draw that is right fails with this probability; the seeds are fixed
@@ -30,7 +31,7 @@ def pictures(count, rows, columns, seed=0):
 
 
 def twin(*specs):
-    return Augmentation(specs, backend="torchvision")
+    return Twin(specs)
 
 
 def same(views, others):
@@ -42,13 +43,13 @@ def same(views, others):
 
 @pytest.fixture(scope="module")
 def drawn():
-    """10,000 views by each backend as images [N, 3, 16, 16], boxes [N, 4], flipped [N, 2]: ours, then theirs."""
+    """10,000 views by each as images [N, 3, 16, 16], boxes [N, 4], flipped [N, 2]: ours, then theirs."""
     images = pictures(100, 40, 48)
-    views = [Augmentation([SPEC], backend=backend)(images, KEY) for backend in ("batched", "torchvision")]
+    views = [kind([SPEC])(images, KEY) for kind in (Augmentation, Twin)]
     return [[torch.cat(column) for column in list(zip(*some, strict=True))[:3]] for some in views]
 
 
-def test_both_backends_have_the_same_mean_and_standard_deviation_of_each_channel(drawn):
+def test_both_have_the_same_mean_and_standard_deviation_of_each_channel(drawn):
     ours, theirs = (images for images, _, _ in drawn)
     # the standard error of a difference of means is 0.8 levels; bytes are cut off after each change, about one level
     assert (ours.mean((0, 2, 3)) - theirs.mean((0, 2, 3))).abs().max() < 3 * LEVEL
@@ -58,7 +59,7 @@ def test_both_backends_have_the_same_mean_and_standard_deviation_of_each_channel
             assert stats.ks_2samp(statistic(ours)[:, channel], statistic(theirs)[:, channel]).pvalue > CHANCE
 
 
-def test_both_backends_have_the_same_colours(drawn):
+def test_both_have_the_same_colours(drawn):
     ours, theirs = (torch.stack([torch.histc(images[:, channel].clamp(0, 1), 16, 0, 1) for channel in range(3)])
                     for images, _, _ in drawn)
     assert ours.sum() == theirs.sum() == 3 * 10000 * 16 * 16
@@ -69,13 +70,13 @@ def test_both_backends_have_the_same_colours(drawn):
         assert stats.binomtest(int(gray.sum()), len(gray), 0.2).pvalue > CHANCE
 
 
-def test_both_backends_have_the_same_share_of_smooth_views(drawn):
+def test_both_have_the_same_share_of_smooth_views(drawn):
     rough, other = ((images.diff(dim=3).abs().mean((1, 2, 3)) / images.std((1, 2, 3)).clamp_min(LEVEL)
                      for images, _, _ in drawn))
     assert stats.ks_2samp(rough, other).pvalue > CHANCE
 
 
-def test_both_backends_crop_the_same_boxes(drawn):
+def test_both_crop_the_same_boxes(drawn):
     ours, theirs = (boxes.double() for _, boxes, _ in drawn)
     for mine, other in zip((*ours.T, *(ours[:, 2:] - ours[:, :2]).T, (ours[:, 2:] - ours[:, :2]).prod(1)),
                            (*theirs.T, *(theirs[:, 2:] - theirs[:, :2]).T, (theirs[:, 2:] - theirs[:, :2]).prod(1)),
@@ -83,7 +84,7 @@ def test_both_backends_crop_the_same_boxes(drawn):
         assert stats.ks_2samp(mine, other).pvalue > CHANCE
 
 
-def test_both_backends_flip_as_often_as_the_row_says(drawn):
+def test_both_flip_as_often_as_the_row_says(drawn):
     for _, _, flipped in drawn:
         for axis, rate in enumerate((0.4, 0.3)):
             assert stats.binomtest(int(flipped[:, axis].sum()), len(flipped), rate).pvalue > CHANCE
@@ -109,11 +110,11 @@ def test_a_view_shows_the_places_that_its_box_and_flips_say(interpolation):
     assert len(kinds) == 4
 
 
-def test_a_clean_view_is_torchvision_s_resize_of_the_square_in_the_middle_by_both_backends():
+def test_a_clean_view_is_torchvision_s_resize_of_the_square_in_the_middle_by_both():
     images, spec = pictures(3, 40, 61), ViewSpec(size=16, clean=True, count=2, flip=0.5)
     expected = torchvision.resize(images[:, :, :, 10:50], [16, 16], antialias=True) / 255
-    for backend in "batched", "torchvision":
-        for view in Augmentation([spec], backend=backend)(images, KEY):
+    for kind in Augmentation, Twin:
+        for view in kind([spec])(images, KEY):
             assert (view.images - expected).abs().max() < 1.01 * LEVEL
             assert torch.allclose(view.boxes, torch.tensor([10 / 61, 0, 50 / 61, 1]).expand(3, -1))
             assert not view.flipped.any()
@@ -123,27 +124,27 @@ def test_a_clean_view_is_torchvision_s_resize_of_the_square_in_the_middle_by_bot
 def test_crops_overlap_with_the_first_view_of_their_image_as_much_as_their_row_asks(first):
     images, bound = pictures(30, 40, 60), ViewSpec(size=8, count=3, scale=(0.05, 0.5), overlap=0.6)
     crops = twin(ViewSpec(size=8, count=2, **first), bound).cut(list(images), KEY)
-    start = crops.tables[0][0, :, :4]
+    start = crops.tables[0]["crop"][0]
     shares = []
     for table in crops.tables:
-        for row in table[..., :4]:
+        for row in table["crop"]:
             sides = np.minimum(row[:, :2] + row[:, 2:], start[:, :2] + start[:, 2:]) - np.maximum(row[:, :2],
                                                                                                   start[:, :2])
             shares.append(sides.clip(0).prod(1) / row[:, 2:].prod(1))
     assert (np.stack(shares[2:]) >= 0.6).all()
     assert first or (shares[1] < 0.6).any()                       # the first row asks for nothing
-    assert len(np.unique(crops.tables[1][..., :4], axis=0)) > 1
+    assert len(np.unique(crops.tables[1]["crop"], axis=0)) > 1
 
 
 def test_where_nothing_overlaps_the_crop_is_the_first_view_s():
     rows = ViewSpec(size=8, scale=(0.01, 0.02)), ViewSpec(size=8, scale=(0.9, 1), overlap=0.5)
     first, second = twin(*rows).cut(list(pictures(10, 40, 40)), KEY).tables
-    assert np.array_equal(first[..., :4], second[..., :4])
+    assert np.array_equal(first["crop"], second["crop"])
 
 
 def test_a_table_says_that_no_colour_is_left_to_change():
     for table in twin(ViewSpec(size=8, count=3, **LIVELY)).cut(list(pictures(20, 20, 20)), KEY).tables:
-        assert not table[..., Column.VERTICALLY + 1:].any()
+        assert not any(flat(table[operation.name]).any() for operation in OPERATIONS)
 
 
 # What comes out
@@ -181,8 +182,7 @@ def test_strength_multiplies_each_range_of_the_jitter(name, most):
 def test_views_have_the_dtype_layout_count_and_role_that_ours_have():
     rows = ViewSpec(size=12, count=2, role="global", **LIVELY), ViewSpec(size=7, role="local")
     images = pictures(4, 20, 26)
-    ours, theirs = (Augmentation(rows, backend=backend, dtype="bfloat16", channels_last=True)(images, KEY)
-                    for backend in ("batched", "torchvision"))
+    ours, theirs = (kind(rows, dtype="bfloat16", channels_last=True)(images, KEY) for kind in (Augmentation, Twin))
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.role == other.role
         for a, b in zip(mine[:3], other[:3], strict=True):
@@ -243,8 +243,3 @@ def test_an_image_on_a_canvas_has_the_views_that_it_has_alone():
 def test_an_image_of_one_channel_is_three_equal_ones():
     augmentation, images = twin(ViewSpec(size=8, count=2, **LIVELY)), pictures(4, 20, 26)[:, :1]
     assert same(augmentation(images, KEY), augmentation(images.repeat(1, 3, 1, 1), KEY))
-
-
-def test_floats_are_refused():
-    with pytest.raises(ValueError, match="a worker cuts crops from at least one image, of uint8 pixels"):
-        twin(ViewSpec(size=8))(pictures(2, 9, 9) / 255, KEY)

@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 from ssl_zoo.views import Augmentation, Canvases, Crops, Key, colour
 from ssl_zoo.views.crops import cell_centres
+from ssl_zoo.views.operations import OPERATIONS
 from ssl_zoo.views.pipeline import compiled
 from ssl_zoo.views.specs import ViewSpec
-from ssl_zoo.views.tables import Column
 
 KEY = Key(seed=7, epoch=3, batch=11, rank=1)
 LEVEL = 1 / 255
@@ -152,7 +152,7 @@ def test_a_worker_cuts_each_image_as_it_would_cut_it_in_any_company():
     assert crops.sizes.tolist() == [[30, 50], [64, 20], [9, 9]]
     for pixels, drawn in zip(crops.pixels[0], crops.tables[0], strict=True):
         for crop, image, row in zip(pixels, images, drawn, strict=True):
-            top, left, height, width, flipped, vertically = row[:6].astype(int).tolist()
+            top, left, height, width, flipped, vertically = (int(x) for x in (*row["crop"], *row["flips"]))
             expected = torchvision.resized_crop(image / 255, top, left, height, width, [16, 16], antialias=True)
             expected = torchvision.horizontal_flip(expected) if flipped else expected
             expected = torchvision.vertical_flip(expected) if vertically else expected
@@ -163,25 +163,25 @@ def test_a_worker_cuts_each_image_as_it_would_cut_it_in_any_company():
 
 def by_torchvision(image, row, spec):
     """The view [3, size, size] of a float image by torchvision's functions, one after another."""
-    top, left, height, width = row[:4].astype(int).tolist()
+    top, left, height, width = row["crop"].astype(int).tolist()
+    jitter, sigma = row["jitter"], float(row["blur"]["sigma"])
     mode = torchvision.InterpolationMode(spec.interpolation)
     view = torchvision.resized_crop(image, top, left, height, width, [spec.size, spec.size], mode, antialias=True)
     view = view.clamp(0, 1)
-    if row[Column.FLIPPED]:
+    if row["flips"][0]:
         view = torchvision.horizontal_flip(view)
-    if row[Column.VERTICALLY]:
+    if row["flips"][1]:
         view = torchvision.vertical_flip(view)
-    if row[Column.JITTERED]:
+    if jitter["applied"]:
         adjust = (torchvision.adjust_brightness, torchvision.adjust_contrast, torchvision.adjust_saturation,
                   torchvision.adjust_hue)
-        for k in range(4):
-            operation = int(row[Column.ORDER + k])
-            view = adjust[operation](view, float(row[Column.BRIGHTNESS + operation]))
-    if row[Column.GRAY]:
+        for operation in jitter["order"].astype(int):
+            view = adjust[operation](view, float(jitter["factors"][operation]))
+    if row["gray"]["applied"]:
         view = torchvision.rgb_to_grayscale(view, 3)
-    if row[Column.SIGMA]:
-        view = torchvision.gaussian_blur(view, [spec.blur_kernel] * 2, [float(row[Column.SIGMA])] * 2)
-    return torchvision.solarize(view, spec.threshold) if row[Column.SOLARIZED] else view
+    if sigma:
+        view = torchvision.gaussian_blur(view, [spec.blur_kernel] * 2, [sigma] * 2)
+    return torchvision.solarize(view, spec.threshold) if row["solarize"]["applied"] else view
 
 
 @pytest.mark.parametrize("way", ["sparse", "dense"])
@@ -341,7 +341,8 @@ def test_an_image_on_a_canvas_has_the_views_that_it_has_alone(size, way):
             assert ((view.images - expected).abs() > 1e-4).float().mean() < 1e-4
         for i, image in enumerate(images):
             shape = np.array([image.shape[2], image.shape[1]] * 2)
-            box = np.array([rows[i, 1], rows[i, 0], rows[i, 1] + rows[i, 3], rows[i, 0] + rows[i, 2]]) / shape
+            top, left, height, width = rows["crop"][i]
+            box = np.array([left, top, left + width, top + height]) / shape
             assert np.allclose(view.boxes[i], box, atol=1e-6)
     for view, other in zip(augmentation(canvases, KEY), augmentation(crops, KEY), strict=True):
         assert torch.equal(view.boxes, other.boxes)
@@ -381,8 +382,8 @@ def test_both_ways_give_the_same_views(interpolation, kind):
         assert view.role == other.role
     assert changed <= 2
     table = augmentation.draw(np.array([[37, 29]] * 16), KEY)[0]
-    for column in (Column.FLIPPED, Column.VERTICALLY, Column.JITTERED, Column.GRAY, Column.SIGMA, Column.SOLARIZED):
-        assert 0 < (table[..., column] > 0).mean() < 1                # each step is taken by some views, not by all
+    for taken in (*np.moveaxis(table["flips"], -1, 0), *(table[one.name][one.columns.names[0]] for one in OPERATIONS)):
+        assert 0 < (taken > 0).mean() < 1                             # each step is taken by some views, not by all
 
 
 @pytest.mark.parametrize("change", [{}, {"jitter": 1}, {"gray": 1}, {"blur": 1}, {"solarize": 1}])

@@ -29,8 +29,6 @@ class Decoded(Files):
     """Images that `decode_once` has kept. A training batch holds them whole; the device cuts its crops from them."""
 
     def for_training(self, images: Sequence[Tensor], key: Key) -> Tensor | Canvases | Crops:
-        if self.augment is not None and self.augment.backend == "torchvision":   # which draws in the workers
-            return super().for_training(images, key)
         sizes = np.array([image.shape[-2:] for image in images])
         height, width = (-(-sizes.max(0) // STEP) * STEP).tolist()
         # NumPy's zeros come in huge pages. With torch's, which do not, this takes three times as long.

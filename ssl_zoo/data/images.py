@@ -76,8 +76,6 @@ class Images(pl.LightningDataModule):
         trainer: Any = self.trainer
         augment = getattr(trainer.lightning_module, "augment", None)   # a stranger's module may have none
         source = self.train = self.train.to(trainer.strategy.root_device)
-        if augment is not None and augment.backend == "torchvision" and isinstance(source, Resident):
-            source = source.as_files()
         if isinstance(source, Files):
             source.augment = augment
         return Loader(source, self.batch_size, self.workers, training=True, strict=self.strict, order=self.order)

@@ -88,10 +88,6 @@ class Resident:
             digest.update(values.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
-    def as_files(self) -> "Files":
-        """The same images one by one, for workers that draw their views."""
-        return Files(self.read, [f"image {i}" for i in range(len(self))], self.labels.cpu(), self.size)
-
 
 class Files:
     """Images of any sizes, decoded when they are asked for.

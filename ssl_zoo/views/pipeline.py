@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_zoo.distributed import Key
-from ssl_zoo.views import colour, torchvision_views
+from ssl_zoo.views import operations
 from ssl_zoo.views.crops import crop_and_resize
 from ssl_zoo.views.specs import PRESETS, Preset, ViewSpec
-from ssl_zoo.views.tables import COLUMNS, Column, boxes, draw, jitter_orders, jitter_steps
+from ssl_zoo.views.tables import boxes, draw
 
 __all__ = ["Augmentation", "Canvases", "Crops", "Key", "View", "ViewSpec"]
 
+PLACE = 4 + 2 + 4  # numbers that say where a view comes from: crop, flips, box
 PIECE = 2 ** 19    # bytes of views that stay in a core's cache while all operations pass over them
 BY_PRODUCTS = 64   # pixels: up to this side a CPU crops faster by matrix products than by torch's resize of each crop
 
@@ -47,7 +48,7 @@ class Crops(NamedTuple):
     """A batch whose crops a data loader's worker has cut, with the tables that say where and what comes next."""
 
     pixels: list[Tensor]          # for each spec [V, B, 3, size, size] uint8, resized and flipped
-    tables: list[np.ndarray]      # for each spec [V, B, COLUMNS]; arrays, so that they stay on the host
+    tables: list[np.ndarray]      # for each spec [V, B] of tables.ROW; arrays, so that they stay on the host
     sizes: np.ndarray             # [B, 2] height and width of the source images, pixels
 
 
@@ -57,17 +58,18 @@ class Augmentation:
     Args:
         views: the distributions to draw from, in the order in which the method sees them; or a paper's by its name,
             which --print_config spells out.
-        backend: "batched" is ours; "torchvision" draws each view by itself in the loader's workers with torchvision's
-            transforms, many times slower, to compare with.
         compile: fuse the pipeline with torch.compile, which takes half a minute for each row at the first batch; for
             GPUs, where it saves most of the time.
         dtype: of the views; they are computed in float32 in any case.
         channels_last: the memory format of the views, which GPUs prefer for convolutions in half precision.
+        backend: leave it out; runs of before 0.2 say batched in their files, which mean the same without it.
     """
 
-    def __init__(self, views: Sequence[ViewSpec] | Preset, backend: Literal["batched", "torchvision"] = "batched",
-                 compile: bool = False, dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-                 channels_last: bool = False):
+    def __init__(self, views: Sequence[ViewSpec] | Preset, compile: bool = False,
+                 dtype: Literal["float32", "bfloat16", "float16"] = "float32", channels_last: bool = False,
+                 backend: str | None = None):
+        if backend not in (None, "batched"):
+            raise ValueError(f"there is no backend {backend}: ssl_zoo draws all views itself, so leave backend out")
         if isinstance(views, str):
             if views not in PRESETS:
                 raise ValueError(f"there are no views named {views}; there are {', '.join(PRESETS)}")
@@ -75,7 +77,7 @@ class Augmentation:
         if not views:
             raise ValueError("an augmentation needs at least one row of views")
         self.views = tuple(views)
-        self.backend, self.compile, self.channels_last = backend, compile, channels_last
+        self.compile, self.channels_last = compile, channels_last
         self.dtype: torch.dtype = getattr(torch, dtype)
 
     @property
@@ -124,7 +126,7 @@ class Augmentation:
         generator = np.random.default_rng(list(key))
         tables: list[np.ndarray] = []
         for spec in self.views:
-            tables.append(draw(spec, sizes, generator, tables[0][0, :, :4] if tables else None))
+            tables.append(draw(spec, sizes, generator, tables[0]["crop"][0] if tables else None))
         return tables
 
     def cut(self, images: Sequence[Tensor], key: Key) -> Crops:
@@ -134,8 +136,6 @@ class Augmentation:
         for image in images:
             check_images(image[None])
         sizes = np.array([image.shape[-2:] for image in images])
-        if self.backend == "torchvision":
-            return Crops(*torchvision_views.draw(self.views, images, key), sizes)
         tables = self.draw(sizes, key)
         images = [image.expand(3, -1, -1) for image in images]
         pixels = [torch.stack([torch.stack([cut(image, row, spec) for image, row in zip(images, rows, strict=True)])
@@ -150,10 +150,6 @@ class Augmentation:
             batch = Canvases(batch.expand(-1, 3, -1, -1), np.array([batch.shape[-2:]] * len(batch)))
         elif isinstance(batch, Canvases):
             check_canvases(batch)
-        if self.backend == "torchvision" and isinstance(batch, Canvases):
-            images = [image[:, :height, :width].cpu() for image, (height, width) in zip(*batch, strict=True)]
-            crops = self.cut(images, key)
-            batch = crops._replace(pixels=[pixels.to(batch.pixels.device) for pixels in crops.pixels])
         tables = batch.tables if isinstance(batch, Crops) else self.draw(batch.sizes, key)
         sources = batch.pixels if isinstance(batch, Crops) else [batch.pixels] * len(tables)
         with torch.autocast(sources[0].device.type, enabled=False):   # bfloat16 has half as many levels as a pixel
@@ -162,19 +158,20 @@ class Augmentation:
 
     def render(self, source: Tensor, table: np.ndarray, sizes: np.ndarray, spec: ViewSpec) -> list[View]:
         """One row's views of `source`: images [B, 3, H, W], or crops [V, B, 3, size, size]."""
-        where = np.concatenate([table[..., :Column.VERTICALLY + 1], boxes(table, sizes)], -1)       # [V, B, 10]
+        places = np.concatenate([table["crop"], table["flips"], boxes(table, sizes)], -1)             # [V, B, 10]
         if source.device.type == "cpu" and not self.compile:
-            numbers = torch.from_numpy(where)
+            numbers = torch.from_numpy(places)
             images = self.finish(sparse(source, table, spec))
         else:
-            every = np.concatenate([where, table[..., Column.GRAY:], jitter_steps(table)], -1)       # one copy for all
-            numbers = torch.from_numpy(every)
+            changes = [operation.numbers(table[operation.name]) for operation in operations.of(spec)]
+            numbers = torch.from_numpy(np.concatenate([places, *changes], -1))                        # one copy for all
             numbers = numbers.pin_memory() if source.device.type == "cuda" else numbers
             numbers = numbers.to(source.device, non_blocking=True)
-            images = (compiled() if self.compile else dense)(source, numbers, spec, self.finish)
-        images = images.unflatten(0, table.shape[:2])
-        return [View(*view, spec.role)
-                for view in zip(images, numbers[..., 6:10], numbers[..., 4:6] > 0, strict=True)]
+            crops, *changes = numbers.split([PLACE, *(change.shape[-1] for change in changes)], -1)
+            images = (compiled() if self.compile else dense)(source, crops[..., :6], changes, spec, self.finish)
+        _, flips, edges = numbers[..., :PLACE].split((4, 2, 4), -1)
+        images = images.unflatten(0, table.shape)
+        return [View(*view, spec.role) for view in zip(images, edges, flips > 0, strict=True)]
 
     def finish(self, images: Tensor) -> Tensor:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -211,9 +208,10 @@ def check_canvases(canvases: Canvases) -> None:
 
 # The way of a CPU: a few views at a time, which stay in its cache, and each operation on those that it changes
 
-def cut(image: Tensor, row: np.ndarray, spec: ViewSpec) -> Tensor:
+def cut(image: Tensor, row: np.void, spec: ViewSpec) -> Tensor:
     """One crop [3, size, size] of one uint8 image [3, H, W]: torch's native antialiased resize."""
-    top, left, height, width, flipped, vertically = row[:6].astype(int)
+    top, left, height, width = row["crop"].astype(int)
+    flipped, vertically = row["flips"].astype(int)
     crop = image[None, :, top:top + height, left:left + width]
     crop = crop.contiguous(memory_format=torch.channels_last)                         # the native kernel's layout
     crop = F.interpolate(crop, (spec.size, spec.size), mode=spec.interpolation, antialias=True)[0]
@@ -222,25 +220,20 @@ def cut(image: Tensor, row: np.ndarray, spec: ViewSpec) -> Tensor:
 
 def sparse(source: Tensor, table: np.ndarray, spec: ViewSpec) -> Tensor:
     """A row's views [V * B, 3, size, size] of `source`: images [B, 3, H, W], or crops [V, B, 3, size, size]."""
-    views, rows = crop(source, table, spec).flatten(0, 1), table.reshape(-1, COLUMNS)
-    numbers, orders = torch.from_numpy(rows), jitter_orders(rows)
-
-    def change(places: np.ndarray, operation: Callable[[Tensor, Tensor], Tensor]) -> None:
-        for index in torch.from_numpy(places).split(max(1, PIECE // views[0].nbytes)):
-            if len(index) == 1:
-                one = views[index[0]:index[0] + 1]
-                one.copy_(operation(one, numbers[index]))
-            else:
-                views.index_copy_(0, index, operation(views.index_select(0, index), numbers.index_select(0, index)))
-
-    for code in np.unique(orders[orders >= 0]):
-        alike = np.flatnonzero(orders == code)
-        order = rows[alike[0], Column.ORDER:Column.ORDER + 4].astype(int)
-        change(alike, functools.partial(jitter_in, order))
-    change(np.flatnonzero(rows[:, Column.GRAY]), lambda x, _: colour.grayscale(x).expand_as(x))
-    change(np.flatnonzero(rows[:, Column.SIGMA]),
-           lambda x, row: colour.gaussian_blur(x, row[:, Column.SIGMA], spec.blur_kernel))
-    change(np.flatnonzero(rows[:, Column.SOLARIZED]), lambda x, _: colour.solarize(x, spec.threshold))
+    views, rows = crop(source, table, spec).flatten(0, 1), table.reshape(-1)
+    step = max(1, PIECE // views[0].nbytes)
+    for operation in operations.of(spec):
+        columns = rows[operation.name]
+        for group in operation.groups(columns):
+            for start in range(0, len(group), step):
+                places = group[start:start + step]
+                if len(places) == 1:                                                    # nothing to gather
+                    one = views[places[0]:places[0] + 1]
+                    one.copy_(operation.change(one, columns[places], spec))
+                else:
+                    index = torch.from_numpy(places)
+                    changed = operation.change(views.index_select(0, index), columns[places], spec)
+                    views.index_copy_(0, index, changed)
     return views
 
 
@@ -248,13 +241,13 @@ def crop(source: Tensor, table: np.ndarray, spec: ViewSpec) -> Tensor:
     """Float crops [V, B, 3, size, size] of `source`, if it is not crops already; of large bytes to one level."""
     if source.ndim == 5:
         return source / 255
-    crops = torch.empty(*table.shape[:2], 3, spec.size, spec.size)
+    crops = torch.empty(*table.shape, 3, spec.size, spec.size)
     if source.dtype == torch.uint8 and spec.size > BY_PRODUCTS:
         for view, rows in zip(crops, table, strict=True):
             for place, image, row in zip(view, source, rows, strict=True):
                 place.copy_(cut(image, row, spec)).mul_(1 / 255)
         return crops
-    where = torch.from_numpy(table[..., :Column.VERTICALLY + 1])
+    where = torch.from_numpy(np.concatenate([table["crop"], table["flips"]], -1))
     step = max(1, 4 * PIECE // crops[:, 0].nbytes)   # two large steps, not many small ones
     for start in range(0, len(source), step):
         piece = slice(start, start + step)
@@ -262,31 +255,20 @@ def crop(source: Tensor, table: np.ndarray, spec: ViewSpec) -> Tensor:
     return crops
 
 
-def jitter_in(order: np.ndarray, images: Tensor, numbers: Tensor) -> Tensor:
-    return colour.jitter_(images, numbers[:, Column.BRIGHTNESS:Column.HUE + 1], order)
-
-
 # The way of a GPU: every image takes every step, without a branch, and nothing waits
 
-def dense(source: Tensor, numbers: Tensor, spec: ViewSpec, finish: Callable[[Tensor], Tensor]) -> Tensor:
-    """A row's views [V * B, 3, size, size], from what `Augmentation.render` says of each."""
+def dense(source: Tensor, crops: Tensor, changes: Sequence[Tensor], spec: ViewSpec,
+          finish: Callable[[Tensor], Tensor]) -> Tensor:
+    """A row's views [V * B, 3, size, size], from the crops [V, B, 6] and what each of its operations needs to know."""
     if source.ndim == 5:
-        crops = source / 255
+        images = source / 255
     else:   # half precision for a GPU's tensor cores: bytes are exact in it
         half = source.is_cuda and source.dtype == torch.uint8
-        crops = crop_and_resize(source, numbers[..., :6], spec.size, spec.interpolation,
-                                         torch.float16 if half else torch.float32)
-    images, numbers = crops.flatten(0, 1), numbers.flatten(0, 1)
-    gray, sigma, solarized, steps = numbers[:, 10], numbers[:, 11], numbers[:, 12], numbers[:, 13:]
-    if spec.jitter:
-        images = colour.jitter_all(images, steps)
-    if spec.gray:
-        images = torch.where(colour.per_image(gray) > 0, colour.grayscale(images), images)
-    if spec.blur:
-        images = colour.gaussian_blur(images, sigma, spec.blur_kernel,
-                                           torch.float16 if images.is_cuda else torch.float32)
-    if spec.solarize:
-        images = torch.where(colour.per_image(solarized) > 0, colour.solarize(images, spec.threshold), images)
+        images = crop_and_resize(source, crops, spec.size, spec.interpolation,
+                                 torch.float16 if half else torch.float32)
+    images = images.flatten(0, 1)
+    for operation, numbers in zip(operations.of(spec), changes, strict=True):
+        images = operation.change_all(images, numbers.flatten(0, 1), spec)
     return finish(images)
 
 

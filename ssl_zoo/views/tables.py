@@ -1,79 +1,72 @@
 """What is drawn for a batch: a table of numbers on the host, one row for each view of each image."""
 
 import math
-from enum import IntEnum
 
 import numpy as np
 
+from ssl_zoo.views.operations import OPERATIONS
 from ssl_zoo.views.specs import ViewSpec
 
-
-class Column(IntEnum):
-    """The columns of a table [V, B, COLUMNS] float32: one row for each view of each image."""
-
-    TOP, LEFT, HEIGHT, WIDTH = 0, 1, 2, 3   # pixels of the source
-    FLIPPED, VERTICALLY = 4, 5              # 0 or 1
-    JITTERED = 6                            # 0 or 1
-    BRIGHTNESS, CONTRAST, SATURATION = 7, 8, 9
-    HUE = 10                                # turns
-    ORDER = 11                              # to 14: which of the four above comes first, second, third, last
-    GRAY = 15                               # 0 or 1
-    SIGMA = 16                              # pixels; 0 for no blur
-    SOLARIZED = 17                          # 0 or 1
+TRIES = 10   # torchvision's: then the largest centred crop
+EVEN_CROP = np.dtype([("area", "f4", TRIES), ("ratio", "f4", TRIES), ("top", "f4"), ("left", "f4")])
+ALWAYS = ("jitter", "gray", "blur", "solarize")
+# The even random numbers in [0, 1) that every row draws for each of its views, used or not: a recipe's draws must not
+# change with ssl_zoo's version, so this list never changes. Operations that came later draw theirs after it.
+EVEN = np.dtype([("crop", EVEN_CROP), ("flip", "f4"),
+                 *((name, {one.name: one.even for one in OPERATIONS}[name]) for name in ALWAYS),
+                 ("vertical_flip", "f4")])
+ROW = np.dtype([("crop", "f4", 4),    # top, left, height, width: pixels of the source, whole numbers
+                ("flips", "f4", 2),   # 0 or 1: left and right change places, top and bottom do
+                *((operation.name, operation.columns) for operation in OPERATIONS)])
 
 
-COLUMNS = 18
-TRIES = 10                                  # torchvision's: then the largest centred crop
+def even(generator: np.random.Generator, kind: np.dtype, *shape: int) -> np.ndarray:
+    """Even random numbers in [0, 1) with the columns of `kind`."""
+    return generator.random((*shape, kind.itemsize // 4), dtype=np.float32).view(kind)[..., 0]
 
 
 def draw(spec: ViewSpec, sizes: np.ndarray, generator: np.random.Generator,
          first: np.ndarray | None = None) -> np.ndarray:
-    """A table [spec.count, B, COLUMNS] for images of `sizes` [B, 2] (height, width in pixels).
+    """A table [spec.count, B] with the columns of ROW, for images of `sizes` [B, 2] (height, width in pixels).
 
     The crop is torchvision's RandomResizedCrop, the jitter its ColorJitter with one order for each view.
 
     Args:
         first: crops [B, 4] of the images' first views, which an overlap refers to; None while those are drawn.
     """
-    u = generator.random((spec.count, len(sizes), 37), dtype=np.float32)      # as many whatever is drawn from them
-    table = np.zeros((spec.count, len(sizes), COLUMNS), dtype=np.float32)
+    shape = spec.count, len(sizes)
+    u = even(generator, EVEN, *shape)
+    table = np.zeros(shape, ROW)
     if spec.clean:
         side = sizes.min(1, keepdims=True)
-        table[..., :4] = np.concatenate([(sizes - side) // 2, side, side], 1)
+        table["crop"] = np.concatenate([(sizes - side) // 2, side, side], 1)
         return table
-    table[..., :4] = draw_crops(spec, sizes, u[..., :22])
+    table["crop"] = draw_crops(spec, sizes, u["crop"])
     if spec.overlap:
-        anew = generator.random((TRIES, spec.count, len(sizes), 22), dtype=np.float32)
-        table[..., :4] = overlapping(spec, sizes, table[..., :4], first, anew)
-    table[..., Column.FLIPPED] = u[..., 22] < spec.flip
-    table[..., Column.VERTICALLY] = u[..., 36] < spec.vertical_flip
-    table[..., Column.JITTERED] = u[..., 23] < spec.jitter
-    for column, amount, even in zip((Column.BRIGHTNESS, Column.CONTRAST, Column.SATURATION),
-                                    (spec.brightness, spec.contrast, spec.saturation),
-                                    (u[..., 24], u[..., 25], u[..., 26]), strict=True):
-        lowest, highest = max(0.0, 1 - amount * spec.strength), 1 + amount * spec.strength
-        table[..., column] = lowest + (highest - lowest) * even
-    table[..., Column.HUE] = (2 * u[..., 27] - 1) * spec.hue * spec.strength
-    table[..., Column.ORDER:Column.ORDER + 4] = u[..., 28:32].argsort(-1)
-    table[..., Column.GRAY] = u[..., 32] < spec.gray
-    sigma = spec.sigma[0] + (spec.sigma[1] - spec.sigma[0]) * u[..., 33]
-    table[..., Column.SIGMA] = np.where(u[..., 34] < spec.blur, sigma, 0)
-    table[..., Column.SOLARIZED] = u[..., 35] < spec.solarize
+        tries = even(generator, EVEN_CROP, TRIES, *shape)
+        table["crop"] = overlapping(spec, sizes, table["crop"], first, tries)
+    table["flips"][..., 0] = u["flip"] < spec.flip
+    table["flips"][..., 1] = u["vertical_flip"] < spec.vertical_flip
+    for operation in OPERATIONS:
+        if operation.name in ALWAYS:
+            operation.draw(spec, u[operation.name], table[operation.name])
+        elif operation.chance(spec):
+            operation.draw(spec, even(generator, operation.even, *shape), table[operation.name])
     return table
 
 
 def draw_crops(spec: ViewSpec, sizes: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Crops [..., B, 4] as top, left, height, width in pixels, from even random numbers [..., B, 2 * TRIES + 2]."""
+    """Crops [..., B, 4] as top, left, height, width in pixels, from the random numbers `u` [..., B] of EVEN_CROP."""
     rows, columns = sizes[:, 0].astype(np.float32), sizes[:, 1].astype(np.float32)     # [B]
-    area = (rows * columns)[:, None] * (spec.scale[0] + (spec.scale[1] - spec.scale[0]) * u[..., :TRIES])
+    area = (rows * columns)[:, None] * (spec.scale[0] + (spec.scale[1] - spec.scale[0]) * u["area"])
     low, high = math.log(spec.ratio[0]), math.log(spec.ratio[1])
-    ratio = np.exp(low + (high - low) * u[..., TRIES:2 * TRIES])                       # [..., B, TRIES]
+    ratio = np.exp(low + (high - low) * u["ratio"])                       # [..., B, TRIES]
     width, height = np.round(np.sqrt(area * ratio)), np.round(np.sqrt(area / ratio))
     fits = (width >= 1) & (width <= columns[:, None]) & (height >= 1) & (height <= rows[:, None])
     fitting = fits.argmax(-1, keepdims=True)
     width, height = (np.take_along_axis(side, fitting, -1)[..., 0] for side in (width, height))
-    top = np.floor(u[..., -2] * (rows - height + 1))
-    left = np.floor(u[..., -1] * (columns - width + 1))
+    top = np.floor(u["top"] * (rows - height + 1))
+    left = np.floor(u["left"] * (columns - width + 1))
     drawn = np.stack([top, left, height, width], -1)
 
     widest = np.where(columns > rows * spec.ratio[1], np.round(rows * spec.ratio[1]), columns)
@@ -85,9 +78,10 @@ def draw_crops(spec: ViewSpec, sizes: np.ndarray, u: np.ndarray) -> np.ndarray:
 
 def overlapping(spec: ViewSpec, sizes: np.ndarray, crops: np.ndarray, first: np.ndarray | None,
                 u: np.ndarray) -> np.ndarray:
-    """`crops` [V, B, 4], drawn anew from `u` where too little of them lies in the image's first view.
+    """`crops` [V, B, 4], drawn again from `u` [TRIES, V, B] where too little of them lies in the image's first view.
 
-    SlotCon's code ends in the centred crop, which need not overlap; here it is the first view's own, which does.
+    Where no draw overlaps enough, SlotCon's code takes the centred crop, which need not overlap either; here it is the
+    first view's own crop.
     """
     first = crops[0] if first is None else first
     tries = np.concatenate([crops[None], draw_crops(spec, sizes, u)])                  # [1 + TRIES, V, B, 4]
@@ -100,38 +94,8 @@ def overlapping(spec: ViewSpec, sizes: np.ndarray, crops: np.ndarray, first: np.
 
 
 def boxes(table: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Boxes [V, B, 4] of the crops: left, top, right, bottom as shares of the source image."""
+    """Boxes [V, B, 4] of a table's crops: left, top, right, bottom as shares of the source image."""
     rows, columns = sizes[:, 0], sizes[:, 1]
-    top, left, height, width = np.moveaxis(table[..., :4], -1, 0)
+    top, left, height, width = np.moveaxis(table["crop"], -1, 0)
     shares = np.stack([left / columns, top / rows, (left + width) / columns, (top + height) / rows], -1)
     return shares.astype(np.float32)
-
-
-def jitter_orders(rows: np.ndarray) -> np.ndarray:
-    """[N]: a number for each of the 24 orders of the rows [N, COLUMNS], -1 where nothing is jittered."""
-    code = rows[:, Column.ORDER:Column.ORDER + 4].astype(int) @ (64, 16, 4, 1)
-    return np.where(rows[:, Column.JITTERED] > 0, code, -1)
-
-
-def jitter_steps(table: np.ndarray) -> np.ndarray:
-    """What `colour.jitter_all` takes for the jitter of a table's rows: [V, B, STEPS].
-
-    Brightness is a blend of (factor, 0), saturation one of (factor, 1 - factor); neutral steps are (1, 0) and 0 turns.
-    """
-    place = table[..., Column.ORDER:Column.ORDER + 4].argsort(-1)        # where each of the four stands in the order
-    brightness, contrast, saturation, hue = np.moveaxis(place, -1, 0)
-    jittered = table[..., Column.JITTERED] > 0
-    factors = [np.where(jittered, table[..., column], neutral) for column, neutral in
-               ((Column.BRIGHTNESS, 1), (Column.CONTRAST, 1), (Column.SATURATION, 1), (Column.HUE, 0))]
-    brighter = brightness < saturation                                   # which of the two blends is the earlier one
-    earlier, later = np.minimum(brightness, saturation), np.maximum(brightness, saturation)
-    pixel = np.where(brighter, factors[0], factors[2]), np.where(brighter, factors[2], factors[0])
-    gray = np.where(brighter, 0, 1 - factors[2]), np.where(brighter, 1 - factors[2], 0)
-    steps = []
-    for side in (np.less, np.greater):                                   # before contrast, after it
-        for hue_side in (np.less, np.greater):                           # before hue, after it
-            for blend, where in enumerate((earlier, later)):
-                here = side(where, contrast) & hue_side(where, hue)
-                steps += [np.where(here, pixel[blend], 1), np.where(here, gray[blend], 0)]
-        steps.append(np.where(side(hue, contrast), factors[3], 0))
-    return np.stack([*steps, factors[1]], -1).astype(np.float32)

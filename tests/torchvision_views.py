@@ -8,11 +8,24 @@ import torchvision.transforms.v2 as T
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
-from ssl_zoo.distributed import Key
-from ssl_zoo.views.specs import ViewSpec
-from ssl_zoo.views.tables import COLUMNS, TRIES, Column
+from ssl_zoo.views import Augmentation, Canvases, Crops, Key, View, ViewSpec
+from ssl_zoo.views.tables import ROW, TRIES
 
 Crop = tuple[int, int, int, int]   # top, left, height, width
+
+
+class Twin(Augmentation):
+    """The augmentation of the same rows whose views torchvision draws."""
+
+    def cut(self, images: Sequence[Tensor], key: Key) -> Crops:
+        return Crops(*draw(self.views, images, key), np.array([image.shape[-2:] for image in images]))
+
+    def __call__(self, batch: Tensor | Canvases | Crops, key: Key) -> list[View]:
+        if isinstance(batch, Tensor):
+            batch = self.cut(list(batch), key)
+        elif isinstance(batch, Canvases):
+            batch = self.cut([image[:, :height, :width] for image, (height, width) in zip(*batch, strict=True)], key)
+        return super().__call__(batch, key)
 
 
 def draw(specs: Sequence[ViewSpec], images: Sequence[Tensor], key: Key) -> tuple[list[Tensor], list[np.ndarray]]:
@@ -20,7 +33,7 @@ def draw(specs: Sequence[ViewSpec], images: Sequence[Tensor], key: Key) -> tuple
     where the views come from and that no colour is left to change.
     """
     pixels = [torch.empty(spec.count, len(images), 3, spec.size, spec.size, dtype=torch.uint8) for spec in specs]
-    tables = [np.zeros((spec.count, len(images), COLUMNS), dtype=np.float32) for spec in specs]
+    tables = [np.zeros((spec.count, len(images)), ROW) for spec in specs]
     seeds = np.random.SeedSequence(list(key)).generate_state(len(images))
     with torch.random.fork_rng(devices=[]):
         for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
@@ -30,8 +43,8 @@ def draw(specs: Sequence[ViewSpec], images: Sequence[Tensor], key: Key) -> tuple
                 for v in range(spec.count):
                     crop = draw_crop(spec, image, first)
                     first = first or crop
-                    table[v, i, :4] = crop
-                    views[v, i] = finish(spec, image, crop, table[v, i])
+                    table["crop"][v, i] = crop
+                    views[v, i] = finish(spec, image, crop, table["flips"][v, i])
     return pixels, tables
 
 
@@ -54,16 +67,15 @@ def share(crop: Crop, other: Crop) -> float:
     return sides[0] * sides[1] / (crop[2] * crop[3])
 
 
-def finish(spec: ViewSpec, image: Tensor, crop: Crop, row: np.ndarray) -> Tensor:
-    """The view [3, size, size] of one crop; its flips are noted in `row`."""
+def finish(spec: ViewSpec, image: Tensor, crop: Crop, flips: np.ndarray) -> Tensor:
+    """The view [3, size, size] of one crop; says in `flips` how it was flipped."""
     mode = F.InterpolationMode(spec.interpolation)
     view = F.resized_crop(image.expand(3, -1, -1), *crop, [spec.size, spec.size], interpolation=mode, antialias=True)
     if spec.clean:
         return view
-    for column, chance, turn in ((Column.FLIPPED, spec.flip, F.horizontal_flip),
-                                 (Column.VERTICALLY, spec.vertical_flip, F.vertical_flip)):
+    for i, (chance, turn) in enumerate(((spec.flip, F.horizontal_flip), (spec.vertical_flip, F.vertical_flip))):
         if torch.rand(()) < chance:
-            row[column], view = 1, turn(view)
+            flips[i], view = 1, turn(view)
     amounts = [amount * spec.strength for amount in (spec.brightness, spec.contrast, spec.saturation, spec.hue)]
     return T.Compose([T.RandomApply([T.ColorJitter(*amounts)], spec.jitter), T.RandomGrayscale(spec.gray),
                       T.RandomApply([T.GaussianBlur(spec.blur_kernel, spec.sigma)], spec.blur),
