@@ -41,7 +41,7 @@ def draw(cli: Any, count: int, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     view_sheet(images, views).save(output)
     print(output)
-    if len(views) > 1:
+    if len(views) > 1 and not any(view.moved for view in views[:2]):
         matches = output.with_stem(f"{output.stem}_matches")
         match_sheet(views[0], views[1]).save(matches)
         print(matches)

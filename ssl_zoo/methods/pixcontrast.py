@@ -47,7 +47,7 @@ class PixContrast(Method):
     def __init__(self, projector: tuple[int, int] = (4096, 256), temperature: float = 0.3, threshold: float = 0.7,
                  momentum: float = 0.99, **kwargs: Any):
         super().__init__(**kwargs)
-        self.augment.require_views("PixContrast")
+        self.augment.require_views("PixContrast", places=True)
         self.projector = pixel_mlp(self.encoder.dim, *projector)
         self.momentum_encoder = MomentumEncoder(self.encoder, self.projector)
         self.temperature, self.threshold, self.momentum = check_temperature(temperature), threshold, momentum

@@ -43,7 +43,7 @@ class PixPro(Method):
     def __init__(self, projector: tuple[int, int] = (4096, 256), threshold: float = 0.7, gamma: float = 2.0,
                  transform_layers: int = 1, momentum: float = 0.99, instance_weight: float = 0.0, **kwargs: Any):
         super().__init__(**kwargs)
-        self.augment.require_views("PixPro")
+        self.augment.require_views("PixPro", places=True)
         hidden, width = projector
         self.projectors = nn.ModuleList(pixel_mlp(self.encoder.dim, hidden, width)    # of the cells, and of whole views
                                         for _ in range(2 if instance_weight else 1))

@@ -35,6 +35,7 @@ class View(NamedTuple):
     boxes: Tensor     # [B, 4] left, top, right, bottom as shares of the source image
     flipped: Tensor   # [B, 2] bool: left and right have changed places, top and bottom have
     role: str = ""    # of its row
+    moved: bool = False   # an operation of its row's `extra` moves pixels: the box is only roughly where they come from
 
 
 class Canvases(NamedTuple):
@@ -77,6 +78,7 @@ class Augmentation:
         if not views:
             raise ValueError("an augmentation needs at least one row of views")
         self.views = tuple(views)
+        self.extras = [extra_of(spec) for spec in self.views]
         self.compile, self.channels_last = compile, channels_last
         self.dtype: torch.dtype = getattr(torch, dtype)
 
@@ -91,7 +93,7 @@ class Augmentation:
         return [spec.role for spec in self.views for _ in range(spec.count)]
 
     def require_views(self, name: str, count: int = 2, *, or_more: bool = False, role: str = "",
-                      verb: str = "learns from") -> list[int]:
+                      places: bool = False, verb: str = "learns from") -> list[int]:
         """The places of the views that a method or callback needs; raises one sentence where the rows do not draw them.
 
         Args:
@@ -100,8 +102,13 @@ class Augmentation:
             or_more: it takes more than `count` too.
             role: it takes any number of views some of which have this role, and gets the places of those; `count` views
                 without roles serve as well.
+            places: it relies on where each part of a view comes from, so no row may move pixels.
             verb: what it does with the views, for the sentence.
         """
+        moving = next((extra.moving for extra in self.extras if extra and extra.moving), "")
+        if places and moving:
+            raise ValueError(f"{name} compares the same places of two views, and {moving} moves pixels to places that "
+                             "no box knows: leave it out of extra")
         having = [view for view, other in enumerate(self.roles) if role and other == role]
         if having and self.count >= count:
             return having
@@ -153,29 +160,57 @@ class Augmentation:
         tables = batch.tables if isinstance(batch, Crops) else self.draw(batch.sizes, key)
         sources = batch.pixels if isinstance(batch, Crops) else [batch.pixels] * len(tables)
         with torch.autocast(sources[0].device.type, enabled=False):   # bfloat16 has half as many levels as a pixel
-            return [view for source, table, spec in zip(sources, tables, self.views, strict=True)
-                    for view in self.render(source, table, batch.sizes, spec)]
+            return [view for row, (source, table, spec) in enumerate(zip(sources, tables, self.views, strict=True))
+                    for view in self.render(source, table, batch.sizes, spec, self.last_change(row, key))]
 
-    def render(self, source: Tensor, table: np.ndarray, sizes: np.ndarray, spec: ViewSpec) -> list[View]:
-        """One row's views of `source`: images [B, 3, H, W], or crops [V, B, 3, size, size]."""
+    def last_change(self, row: int, key: Key) -> Any:
+        """What a row's `extra` does to its images in the batch of this key; None without any."""
+        extra = self.extras[row]
+        if extra is None:
+            return None
+        stream = key.generator(f"extra of row {row} on process {key.rank}")
+        return extra.drawn(int(stream.integers(2 ** 63)))
+
+    def render(self, source: Tensor, table: np.ndarray, sizes: np.ndarray, spec: ViewSpec,
+               last: Any = None) -> list[View]:
+        """One row's views of `source`: images [B, 3, H, W], or crops [V, B, 3, size, size].
+
+        Args:
+            last: changes the row's images [V * B, 3, size, size] float32 at the end, uncompiled: `last_change`.
+        """
+        finish = self.finish if last is None else contiguous
         places = np.concatenate([table["crop"], table["flips"], boxes(table, sizes)], -1)             # [V, B, 10]
         if source.device.type == "cpu" and not self.compile:
             numbers = torch.from_numpy(places)
-            images = self.finish(sparse(source, table, spec))
+            images = finish(sparse(source, table, spec))
         else:
             changes = [operation.numbers(table[operation.name]) for operation in operations.of(spec)]
             numbers = torch.from_numpy(np.concatenate([places, *changes], -1))                        # one copy for all
             numbers = numbers.pin_memory() if source.device.type == "cuda" else numbers
             numbers = numbers.to(source.device, non_blocking=True)
             crops, *changes = numbers.split([PLACE, *(change.shape[-1] for change in changes)], -1)
-            images = (compiled() if self.compile else dense)(source, crops[..., :6], changes, spec, self.finish)
+            images = (compiled() if self.compile else dense)(source, crops[..., :6], changes, spec, finish)
         _, flips, edges = numbers[..., :PLACE].split((4, 2, 4), -1)
-        images = images.unflatten(0, table.shape)
-        return [View(*view, spec.role) for view in zip(images, edges, flips > 0, strict=True)]
+        if last is not None:
+            images = self.finish(last(images))
+        images, moved = images.unflatten(0, table.shape), last is not None and bool(last.moving)
+        return [View(*view, spec.role, moved) for view in zip(images, edges, flips > 0, strict=True)]
 
     def finish(self, images: Tensor) -> Tensor:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return images.to(self.dtype, memory_format=layout)
+
+
+def contiguous(images: Tensor) -> Tensor:
+    return images.contiguous()
+
+
+def extra_of(spec: ViewSpec) -> Any:
+    """The Kornia operations of a row, None without any."""
+    if not spec.extra:
+        return None
+    from ssl_zoo.views.kornia_ops import Extra  # here, for Kornia takes more than a second to import
+    return Extra(spec.extra, spec.size)
 
 
 def by_size(views: Sequence[View]) -> list[Tensor]:

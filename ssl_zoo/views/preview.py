@@ -43,7 +43,7 @@ def view_sheet(images: Sequence[Tensor], views: Sequence[View]) -> Image.Image:
             x = GAP + (1 + v) * step
             picture.paste(resized(view.images[i], SIDE, SIDE), (x, top))
             draw.rectangle((x - 3, top - 3, x + SIDE + 2, top + SIDE + 2), outline=colour, width=3)
-            turned = " <>" * bool(view.flipped[i, 0]) + " ^v" * bool(view.flipped[i, 1])
+            turned = " <>" * bool(view.flipped[i, 0]) + " ^v" * bool(view.flipped[i, 1]) + " moved" * view.moved
             size = f"{view.images.shape[-1]} px"
             draw.text((x, top + SIDE + 4), f"{v + 1} {view.role} {size}{turned}".replace("  ", " "), INK, font)
     return picture

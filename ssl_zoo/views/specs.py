@@ -1,25 +1,27 @@
 """How views are drawn: one row of a recipe is a `ViewSpec`, and the papers' rows have names."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ssl_zoo.views.crops import KERNELS
 
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """A distribution over views of one image; the operations run in the order in which they stand here.
+    """A distribution over views of one image. The operations run in the order of the options.
 
     Args:
         size: side of the view, pixels.
         count: how many views to draw from this distribution.
         role: what a method may call these views, such as global and local in multi-crop.
-        clean: the largest square in the middle of the image, resized, and nothing else: what evaluation sees.
+        clean: take the largest centred square, resize it to the view's size, and change nothing else. Evaluation sees
+            less of an image: it resizes the shorter side to 8/7 of the size and takes the centre of that.
         scale: range of the crop's share of the image's area.
         ratio: range of the crop's width over its height, drawn evenly in the logarithm.
-        overlap: least share of the crop that lies in the image's first view; drawn anew up to ten times, then the first
-            view's crop itself. The condition of SlotCon, arXiv:2205.15288.
+        overlap: least share of the crop that lies in the image's first view. A crop with less is drawn again, up to ten
+            times; after that it is the first view's crop. The condition of SlotCon, arXiv:2205.15288.
         interpolation: of the resize, always with antialias.
         flip: probability of changing left and right.
         vertical_flip: probability of changing top and bottom.
@@ -36,6 +38,8 @@ class ViewSpec:
             either way, beyond which it adds nothing.
         solarize: probability of inverting all pixels from `threshold` on.
         threshold: share of full brightness.
+        extra: Kornia augmentations that run after all of these, each a class_path with its init_args (in Python, also
+            the object), such as {class_path: kornia.augmentation.RandomErasing, init_args: {p: 0.3}}.
     """
 
     size: int
@@ -60,6 +64,7 @@ class ViewSpec:
     kernel: int | None = None
     solarize: float = 0.0
     threshold: float = 128 / 255
+    extra: Sequence[dict[str, Any]] = ()
 
     def __post_init__(self) -> None:
         def check(holds: bool, name: str, rule: str) -> None:
@@ -82,6 +87,8 @@ class ViewSpec:
               "an odd number of pixels that the view can hold")
         for name in ("overlap", "vertical_flip", "jitter", "gray", "blur", "solarize") if self.clean else ():
             check(getattr(self, name) == 0, name, "0 where it is clean")
+        check(isinstance(self.extra, list | tuple), "extra", "a list of Kornia's augmentations")
+        check(not (self.clean and self.extra), "extra", "empty where it is clean")
 
     @property
     def blur_kernel(self) -> int:
