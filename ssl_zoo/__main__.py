@@ -11,6 +11,7 @@ HELP = """usage: ssl-zoo COMMAND ...
   validate  evaluate a checkpoint:           ssl-zoo validate --config CONFIG --ckpt_path CHECKPOINT
   preview   a picture of a recipe's views:   ssl-zoo preview --config cifar10/simclr
   export    the encoder of a checkpoint:     ssl-zoo export CHECKPOINT
+  check     a method of your own:            ssl-zoo check my_module.Align
 
   ssl-zoo fit --help                         every option of a run
   ssl-zoo fit --model.help SimCLR            every option of a method; likewise --data.help ImageFolder

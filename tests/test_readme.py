@@ -5,9 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-from functools import partial
-from importlib import import_module
-from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -16,10 +13,8 @@ import torchvision
 from PIL import Image
 
 from ssl_zoo.cli import run
-from ssl_zoo.data import ArrayImages
+from ssl_zoo.contract import CHECKS
 from ssl_zoo.evaluation.protocols import find, names
-from tests import test_contract as contract
-from tests.conftest import small
 from tests.test_recipes import SmallCIFAR10
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +42,8 @@ def folder(tmp_path_factory):
     os.chdir(before)
 
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("ssl-zoo")])
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("ssl-zoo")
+                                     and not line.startswith("ssl-zoo check")])
 def test_command_works(command, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     (folder / "my_module.py").write_text(next(program for program in PROGRAMS if "class Align" in program))
@@ -99,24 +95,14 @@ def test_programs_run_in_their_order(folder, monkeypatch):
                            names["encoder"](images))
 
 
-def test_the_method_of_ones_own_keeps_the_contract(tmp_path, arrays, monkeypatch):
+def test_the_method_of_ones_own_is_checked_as_the_readme_shows(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_module.py").write_text(next(program for program in PROGRAMS if "class Align" in program))
+    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")     # for the processes that it is tested in
-    build = partial(small, import_module("my_module").Align, width=8)
-
-    def data(images=27):
-        return ArrayImages(str(arrays), batch_size=8, train_images=images)
-
-    assert f"check_resume({', '.join(signature(contract.check_resume).parameters)}=(2, 3))" in TEXT
-    contract.check_resume(build, data, tmp_path, stops=(2, 3))
-    contract.check_accumulation(build, data, tmp_path)
-    contract.check_bfloat16(build, data, tmp_path, tolerance=0.02)
-    contract.check_checkpoint(build, data, tmp_path)
-    contract.check_parameters(build)
-    contract.check_compiled(build, "aot_eager")
-    halves = contract.in_two_processes({"Align": build}, tmp_path)
-    contract.check_two_processes(build, *(results["Align"] for results in halves))
+    run(["check", "my_module.Align"])
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 + len(CHECKS)
+    assert "".join(f"    {line}\n" for line in printed.splitlines()) in TEXT
     sys.modules.pop("my_module")
 
 
