@@ -1,8 +1,9 @@
 """Measures of features that torchmetrics does not have, as its `Metric` classes: for any LightningModule, or none.
 
-Give each batch to `update`, ask `compute` for the number over all of them, and `reset`; on several processes `compute`
-is over the images of all. They join a `MetricCollection`, pickle, and take features in half precision. The protocols of
-`ssl_zoo.evaluation` rest on the same functions; these are for whoever trains with a loop of their own.
+Give each batch to `update`, ask `compute` for the number over all of them, and `reset`. On several processes `compute`
+counts the images of all; each process must have had a batch. The metrics join a `MetricCollection`, pickle, and take
+features in half precision. The protocols of `ssl_zoo.evaluation` use the same functions; these classes are for any loop
+of your own.
 
     self.rankme = RankMe()                            # in a LightningModule's __init__
     self.rankme.update(features); self.log("rankme", self.rankme)

@@ -27,12 +27,12 @@ from ssl_zoo.pictures import publish
 class Evaluation(pl.Callback):
     """Measures the encoder by named protocols at the end of each validation, and logs each score under its name.
 
-    The features of a validation are collected once and every protocol reads them, on one process or several. `latest`
-    holds the scores of the last validation: none where its features were not finite.
+    The features of a validation are collected once, and every protocol reads them, on one process or several. `latest`
+    holds the scores of the last validation, and nothing if its features were not finite.
 
     Args:
-        protocols: names, as ssl-zoo evaluate takes them, or protocols by their class path with arguments, one's own
-            too. Those that train on images are for ssl-zoo evaluate alone.
+        protocols: names, as ssl-zoo evaluate takes them, or protocols by their class path with arguments, also your
+            own. Protocols that train on images are for ssl-zoo evaluate alone.
     """
 
     def __init__(self, protocols: Sequence[str | Protocol] = ("knn", "linear_cached", "health", "neighbours")):
@@ -44,7 +44,7 @@ class Evaluation(pl.Callback):
         self.latest: dict[str, float] = {}
         self.features = Pass()
         self.pictures: dict[str, Picture] = {}   # of this validation, not yet drawn
-        self.said: set[str] = set()              # sentences; each is said once
+        self.said: set[str] = set()              # sentences on what was left out; each is said once
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Where a trainer has several, the first takes over the others' protocols: the features are collected once."""
@@ -66,7 +66,7 @@ class Evaluation(pl.Callback):
             return
         self.features.shares()
         if any(map(len, self.features.broken)):
-            self.say(broken(trainer, self.features), "not finite")
+            rank_zero_warn(broken(trainer, self.features))
             return
         for protocol, found in self.measure(self.features, context(trainer, pl_module)):
             for name, score in found.scores.items():          # every process measured the same
@@ -99,10 +99,10 @@ class Evaluation(pl.Callback):
             for name, draw in pictures.items():
                 publish(draw(), name, folder, trainer.logger, trainer.global_step)
 
-    def say(self, sentence: str, what: str = "") -> None:
-        if (what or sentence) not in self.said:
+    def say(self, sentence: str) -> None:
+        if sentence not in self.said:
             rank_zero_warn(sentence)
-            self.said.add(what or sentence)
+            self.said.add(sentence)
 
     def state_dict(self) -> dict[str, Any]:
         return {"latest": self.latest, "protocols": {one.name: one.state_dict() for one in self.protocols}}

@@ -45,7 +45,7 @@ def picture(figure: Figure) -> Image.Image:
 
 
 def blank(width: float, height: float, title: str) -> Figure:
-    """Inches."""
+    """An empty figure with a title, `width` x `height` inches."""
     figure = Figure((width, height), dpi=200, layout="constrained")
     figure.suptitle(plain(title), fontsize=11)
     return figure
@@ -61,7 +61,7 @@ def short(classes: Sequence[str], label: int) -> str:
 
 
 def ink(ground: np.ndarray) -> str:
-    """Black or white, whichever stands out more from `ground` [3], 0 to 1: WCAG's contrast of relative luminances."""
+    """Black or white, whichever stands out more from the colour `ground` [3], 0 to 1, by WCAG's contrast."""
     linear = np.where(ground <= 0.04045, ground / 12.92, ((ground + 0.055) / 1.055) ** 2.4)
     return "black" if linear @ [0.2126, 0.7152, 0.0722] > 0.179 else "white"
 
@@ -69,10 +69,10 @@ def ink(ground: np.ndarray) -> str:
 # Map of features
 
 def feature_map(x: Tensor, labels: Tensor, classes: Sequence[str], title: str) -> Figure:
-    """At most 2,000 unit features as points, those of like images close together.
+    """Draw at most 2,000 unit features as points, with those of similar images close together.
 
-    By t-SNE where scikit-learn is installed, else by PCA. With more than 20 classes, ten that are spread evenly over
-    the list are coloured, from up to half of the points.
+    The points are placed by t-SNE if scikit-learn is installed, else by PCA. Of more than 20 classes, ten that are
+    spread evenly over the list are coloured, and get up to half of the points.
 
     Args:
         x: [N, D].
@@ -95,7 +95,7 @@ def feature_map(x: Tensor, labels: Tensor, classes: Sequence[str], title: str) -
 
 
 def scatter(figure: Figure, points: np.ndarray, labels: np.ndarray, names: dict[int, str]) -> None:
-    """Points [N, 2] by class, those of classes without a name in one colour."""
+    """Draw points [N, 2] by class; those of classes without a name share one colour."""
     axes = figure.add_subplot(aspect="equal", adjustable="datalim", xticks=[], yticks=[])
     rest = points[~np.isin(labels, list(names))]
     axes.scatter(rest[:, 0], rest[:, 1], s=12, color=REST if names else COLOURS[0], linewidths=0)
@@ -111,7 +111,7 @@ def scatter(figure: Figure, points: np.ndarray, labels: np.ndarray, names: dict[
 
 
 def evenly(labels: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """The rows of a map, by chance and always the same ones; those of shown classes are half if there are others."""
+    """Draw the rows of a map, always the same ones; up to half are of the classes shown, if there are others."""
     order = np.random.default_rng(0).permutation(len(labels))
     coloured, others = order[np.isin(labels[order], shown)], order[~np.isin(labels[order], shown)]
     half = POINTS // 2
@@ -147,7 +147,7 @@ def principal(x: Tensor) -> tuple[Tensor, float]:
 
 
 def write_names(axes: Axes, names: Sequence[tuple[str, np.ndarray]]) -> None:
-    """Each name at its place or beside it where the frame ends, without those that would cover one before them."""
+    """Write each name at its place, moved inside the frame; leave out names that would cover an earlier one."""
     frame, boxes = axes.get_window_extent(), list[BboxBase]()
     for name, (x, y) in names:
         text = axes.text(x, y, name, ha="center", va="center", fontsize=9, weight="bold", in_layout=False,
@@ -213,7 +213,7 @@ def write_shares(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
 
 
 def list_confusions(axes: Axes, counts: np.ndarray, shares: np.ndarray, names: Sequence[str]) -> None:
-    """The 20 most frequent confusions as bars, the first on top."""
+    """Draw the 20 most frequent confusions as bars, the most frequent on top."""
     wrong = counts * ~np.eye(len(counts), dtype=bool)
     order = np.argsort(-wrong, axis=None, kind="stable")[:20]
     pairs = [divmod(int(place), len(counts)) for place in order if wrong.flat[place]]
@@ -256,7 +256,7 @@ def learning_curves(cells: Sequence[Cell], title: str) -> Figure:
 
 
 def draw_curves(axes: Axes, cells: Sequence[Cell], looks: dict[tuple[str, str], dict[str, Any]]) -> None:
-    """The cells, all of them percents or none, as a curve for each encoder and classifier, which may be empty."""
+    """Draw a curve, which may be empty, for each encoder and classifier; the cells are all in percent, or none is."""
     for i, (curve, look) in enumerate(looks.items()):
         own = sorted(cell for cell in cells if cell[:2] == curve)
         apart = 1.2 ** ((i + 0.5) / len(looks) - 0.5)                        # or the bars would hide each other
@@ -326,7 +326,7 @@ def mask_sheet(images: Tensor, truth: Tensor, predictions: Tensor, classes: Sequ
 
 
 def draw_mask(axes: Axes, mask: Tensor) -> None:
-    """The colours of the classes, stripes where there is none, and in the middle of each area its number."""
+    """Draw classes as colours, pixels without a class as stripes, and its number in the middle of each area."""
     height, width = mask.shape
     step = max(1, width // 60)                                               # a digit is about three steps high
     stripes = (np.arange(height)[:, None] + np.arange(width)) // step % 2
@@ -340,7 +340,7 @@ def draw_mask(axes: Axes, mask: Tensor) -> None:
 
 
 def heart(area: Tensor) -> list[int] | None:
-    """Row and column of a place deep inside `area` [H, W] bool; None if no square of 3 x 3 fits in."""
+    """Row and column of a place deep inside `area` [H, W] bool; None if not even a square of 3 x 3 fits in."""
     inside, places = area[None].float(), None
     while (inside := 1 - F.max_pool2d(F.pad(1 - inside, (1, 1, 1, 1), value=1.0), 3, 1)).any():   # less a cell
         places = inside[0].nonzero()                                                              # [M, 2]

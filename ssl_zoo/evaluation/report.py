@@ -25,7 +25,7 @@ LEGEND = ("± is half of the 95 % interval over test images or episodes, and for
 class Column(NamedTuple):
     """What is known of one encoder."""
 
-    about: dict[str, Any]           # the encoder, and how many images it was measured on
+    about: dict[str, Any]           # its fingerprint and width, and how many images it was measured on
     scores: dict[str, Score]
     left_out: list[str]             # sentences: what could not be measured, and why
     pictures: dict[str, Picture]    # by name
@@ -55,7 +55,7 @@ class Comparison(NamedTuple):
 def explained(score: str, protocols: Sequence[Protocol]) -> tuple[str, Quantity]:
     """The key and the quantity of a score, by these protocols or else by any of the package's.
 
-    The columns of a run may name protocols that its recipe no longer has. A name that nobody knows is a plain number.
+    The columns of a run may name protocols that its recipe no longer has. An unknown name stands for a plain number.
     """
     return (quantity(score, protocols) or quantity(score, map(find, names()))
             or (score, Quantity("", percent=False)))

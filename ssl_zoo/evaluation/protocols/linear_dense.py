@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from ssl_zoo.data.segmentation import Segmentation, common_size, read_segmentation, splits
 from ssl_zoo.data.sources import some
@@ -52,7 +53,7 @@ class LinearDense(Protocol):
                         {"linear_dense": {**self.about, "map": list(maps.shape[2:])}})
 
 
-def sheet(masks: Segmentation, chosen: torch.Tensor, predictions: torch.Tensor, title: str) -> charts.Image.Image:
+def sheet(masks: Segmentation, chosen: torch.Tensor, predictions: torch.Tensor, title: str) -> Image.Image:
     """Some images beside their masks and what was predicted."""
     return charts.picture(charts.mask_sheet(masks.images[chosen], masks.masks[chosen], predictions, masks.classes,
                                             title))
