@@ -1,6 +1,7 @@
 """The command line as its users meet it: real processes, real files, one sentence for bad input."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -16,7 +17,9 @@ from PIL import Image
 
 from ssl_zoo import load_encoder
 from ssl_zoo.cli import run
+from ssl_zoo.cli.evaluate import apart
 from ssl_zoo.cli.messages import parse_error
+from ssl_zoo.cli.preview import RECIPES
 from ssl_zoo.pictures import GAP
 from ssl_zoo.views.preview import LINE, MATCHED, SIDE
 from ssl_zoo.views.specs import PRESETS
@@ -248,6 +251,7 @@ def test_preview_of_no_image_and_of_an_unreadable_folder_gets_one_sentence(recip
 
 
 def test_a_misspelt_trainer_option_gets_a_hint(recipe):
+    assert "did you mean max_epochs?" in refusal(recipe, "--trainer.max_epohcs", "3")
     recipe["trainer"]["max_epohcs"] = 3
     assert "did you mean max_epochs?" in refusal(recipe)
 
@@ -285,16 +289,96 @@ def test_a_flat_folder_trains_and_says_that_accuracy_needs_labels(recipe, capsys
     assert "knn" not in printed
 
 
-def test_help_imports_nothing_heavy():
-    script = "import sys; sys.argv = ['ssl-zoo', '--help']; from ssl_zoo.__main__ import main; main(); " \
-             "assert not {'torch', 'pytorch_lightning'} & sys.modules.keys()"
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert "ssl-zoo fit --config" in said
+LIGHT = """
+import resource, sys
+sys.argv = ["ssl-zoo", *{arguments!r}]
+from ssl_zoo.__main__ import main
+try:
+    main()
+finally:
+    heavy = sorted({{"torch", "pytorch_lightning", "jsonargparse", "numpy", "yaml"}} & sys.modules.keys())
+    print("\\nheavy:", *heavy)
+"""
+
+
+def said_lightly(arguments, folder):
+    """What a command says, without having imported anything heavy; its status, and seconds of CPU."""
+    before = os.times()
+    process = subprocess.run([sys.executable, "-c", LIGHT.format(arguments=arguments)], capture_output=True, text=True,
+                             cwd=folder)
+    after = os.times()
+    assert process.stdout.endswith("heavy:\n"), process.stdout + process.stderr
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
+    return process.stdout + process.stderr, process.returncode, seconds
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--help"], "ssl-zoo fit --config"), (["--version"], "ssl_zoo 0."),
+    (["evaluate", "--help"], "--protocols NAME"), (["export", "--help"], "--trust CLASS"),
+    (["preview", "--help"], "those of ssl-zoo fit"),
+])
+def test_help_imports_nothing_heavy(arguments, said, tmp_path):
+    printed, status, _ = said_lightly(arguments, tmp_path)
+    assert said in printed
+    assert status == 0
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["evalaute", "x.ckpt"], "there is no command evalaute; did you mean evaluate?"),
+    (["evaluate", "resnet18", "--outptu", "x"], "ssl-zoo evaluate has no option --outptu; did you mean --output?"),
+    (["evaluate", "resnet18", "--dta", "ImageFolder"], "has no option --dta; did you mean --data?"),
+    (["evaluate"], "the following arguments are required: ENCODER"),
+    (["evaluate", "resnet18", "--epochs", "many"], "--epochs: invalid int value: 'many'"),
+    (["evaluate", "resnet18", "--protocols", "knnn"], "there is no protocol knnn; did you mean knn?"),
+    (["evaluate", "nowhere/encoder.safetensors"], "there is no encoder nowhere/encoder.safetensors"),
+    (["evaluate", "nowhere/last.ckpt"], "no checkpoint at nowhere/last.ckpt"),
+    (["evaluate", "nowhere/encoder"], "there is no encoder nowhere/encoder: give"),
+    (["evaluate", "resnet18=nowhere.pth"], "no weights at nowhere.pth"),
+    (["evaluate", "resnet18"], "nobody knows on which images to evaluate resnet18"),
+    (["evaluate", "resnet18", "--data.root", "x"], "--data. options are those of a data set: name it"),
+    (["evaluate", "resnet18", "--dense", "nowhere"], "there is no folder nowhere for --dense"),
+    (["export", "x.ckpt", "--outptu", "y"], "ssl-zoo export has no option --outptu; did you mean --output?"),
+    (["export", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
+    (["preview", "--imgaes", "3"], "ssl-zoo preview has no option --imgaes; did you mean --images?"),
+    (["preview", "--modle", "SimCLR"], "ssl-zoo preview has no option --modle; did you mean --model?"),
+    (["preview", "--images", "0"], "a preview is of at least 1 image, not 0"),
+    (["fit", "--ckpt_path", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
+    (["validate", "--ckpt_path=nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
+])
+def test_wrong_names_and_paths_get_one_sentence_before_torch_is_loaded(arguments, said, tmp_path):
+    printed, status, _ = said_lightly(arguments, tmp_path)
+    assert f"ssl-zoo: {said}" in printed or said in printed
+    assert "Traceback" not in printed
+    assert status == 1
+
+
+def test_a_command_answers_in_a_fraction_of_the_time_that_torch_takes_to_import(tmp_path):
+    before = os.times()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    after = os.times()
+    torch_alone = after.children_user + after.children_system - before.children_user - before.children_system
+    assert said_lightly(["evaluate", "--help"], tmp_path)[2] < torch_alone / 3
+
+
+def test_options_of_a_data_set_are_told_apart_from_those_of_evaluate():
+    words = "one --data ImageFolder --half --data.root=x two --data.size 32 --output y --data.cache"
+    assert apart(words.split()) == (["one", "--half", "two", "--output", "y"],
+                                    ["--data", "ImageFolder", "--data.root=x", "--data.size", "32", "--data.cache"])
+    assert apart(["--data.seed", "-1", "one"]) == (["one"], ["--data.seed", "-1"])
+
+
+def test_every_option_of_a_recipe_is_one_of_preview(capsys):
+    with pytest.raises(SystemExit):
+        run(["fit", "--help"])
+    named = set(re.findall(r"--\w[\w.]*", capsys.readouterr().out)) - {"--help", "--ckpt_path", "--weights_only"}
+    assert {"--config", "--model", "--trainer.max_epochs"} <= named
+    assert [name for name in named if not name.startswith(RECIPES)] == []
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
     (["fit", "--help"], "--trainer.max_epochs"),
     (["fit", "--model.help", "SimCLR"], "divides the cosine similarities"),
+    (["evaluate", "--data.help", "ImageFolder"], "--data.root"),
     (["fit", "--model.help", "SimCLR"], "draws the views of each training batch"),   # of the base class
     (["fit", "--config", str(ROOT / "recipes/cifar10/simclr.yaml"), "--print_config"], "small_images: true"),
 ])

@@ -5,6 +5,7 @@ for which neither --help nor a misspelt name should wait.
 """
 
 import os
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -35,9 +36,8 @@ def dispatch(command: str, arguments: list[str]) -> None:
     if command in LIGHT:
         getattr(import_module(f"ssl_zoo.cli.{command}"), command)(arguments)
     elif command in LIGHTNINGS:
-        for option, value in zip(arguments, arguments[1:], strict=False):
-            if option == "--ckpt_path":
-                check_whole(Path(value))
+        if found := re.search("(?:^|\n)--ckpt_path[=\n]([^\n]+)", "\n".join(arguments)):
+            check_whole(Path(found[1]))
         import_module("ssl_zoo.cli.fit").Cli([command, *arguments])
     else:
         raise ValueError(f"there is no command {command}{messages.did_you_mean(command, [*LIGHTNINGS, *LIGHT])}")

@@ -2,19 +2,14 @@
 
 import itertools
 import json
-import re
+from argparse import Namespace
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from ssl_zoo import data
-from ssl_zoo.checkpoints import read_encoder
-from ssl_zoo.cli.fit import Parser
+from ssl_zoo.cli.messages import TRUST, Options
 from ssl_zoo.evaluation import protocols
-from ssl_zoo.evaluation.report import printed
-from ssl_zoo.paths import name_and_weights, own_data
+from ssl_zoo.paths import check_encoder, name_and_weights, own_data
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -23,47 +18,90 @@ def evaluate(arguments: Sequence[str]) -> None:
     ENCODER is an exported encoder (.safetensors), a training checkpoint (.ckpt), or a model of torchvision or timm by
     name, with weights from a file: resnet50=resnet50.pth. A name alone is that model untrained.
     """
-    suite = import_module("ssl_zoo.evaluation.suite")   # and matplotlib, for which no other command should wait
-    parser = Parser("ssl-zoo evaluate", description=evaluate.__doc__ or "")
+    others, about_images = apart(arguments)
+    if "--data.help" in about_images:
+        read_images(about_images)   # prints it and ends
+    options = parser().parse_args(others)
+    for name in options.protocols or ():
+        protocols.check(name)
+    for given in options.encoders:
+        check_encoder(given)
+    if options.dense and not options.dense.is_dir():
+        raise FileNotFoundError(f"there is no folder {options.dense} for --dense")
+    if not about_images:
+        about_images = ["--data", json.dumps(own_data(options.encoders[0], options.trust))]
+    if not any(word.partition("=")[0] == "--data" for word in about_images):
+        raise ValueError("--data. options are those of a data set: name it, as in --data ImageFolder --data.root "
+                         "my_images")
+    measure(options, about_images)
+
+
+def parser() -> Options:
+    parser = Options("evaluate", evaluate.__doc__, others=["--data"], epilog="The images: --data ImageFolder "
+                     "--data.root my_images, or left out those of the first encoder's own run. What a data set takes: "
+                     "--data.help ImageFolder.")
     parser.add_argument("encoders", nargs="+", metavar="ENCODER", help="what to evaluate; several are compared")
-    parser.add_subclass_arguments(data.Images, "data", required=False, help="images; those of the first encoder's own "
-                                  "run where left out")
     parser.add_argument("--output", type=Path, default=Path("evaluation"), help="folder of the features, which a "
                         "second call reuses, and of the reports, each in a folder of its own")
-    parser.add_argument("--protocols", nargs="+", type=protocol, metavar="NAME", help="what to measure: "
+    parser.add_argument("--protocols", nargs="+", metavar="NAME", help="what to measure: "
                         f"{', '.join(protocols.names())}, or the class path of a protocol of your own; all that take "
                         "seconds where left out, but not those that train on images, for long")
     parser.add_argument("--dense", type=Path, help="folder in Pascal VOC's layout, for a linear probe on feature maps")
     parser.add_argument("--epochs", type=int, help="of linear_simclr and finetune_simclr, instead of their own")
     parser.add_argument("--half", action="store_true", help="keep the features in float16")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to measure")
-    if any(one.startswith("--data.") for one in arguments) and not re.search(r"(^| )--data[ =]", " ".join(arguments)):
-        raise ValueError("--data. options are those of a data set: name it, as in --data ImageFolder --data.root "
-                         "my_images")
-    options = parser.parse_args(arguments)
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"there is no {options.device} on this machine: leave --device out")
-    found = {name_of(given, options.encoders): read_encoder(given) for given in options.encoders}
-    if "data" not in options or options.data is None:
-        options = parser.parse_args([*arguments, "--data", json.dumps(own_data(options.encoders[0]))])
-    images = parser.instantiate_classes(options).data
+    parser.add_argument("--device", help="where to measure; the GPU if there is one")
+    parser.add_argument("--trust", metavar="CLASS", action="append", default=[], help=TRUST)
+    return parser
+
+
+def apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The options of evaluate itself, and those of a data set, which are only known once its class is imported."""
+    others: list[str] = []
+    about_images: list[str] = []
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        option, equals, _ = word.partition("=")
+        found = about_images if option == "--data" or option.startswith("--data.") else others
+        found.append(word)
+        if found is about_images and not equals and words and not words[0].startswith("--"):
+            found.append(words.pop(0))
+    return others, about_images
+
+
+def read_images(about_images: Sequence[str]) -> Any:
+    """The data module that these options describe, ready to be read."""
+    from ssl_zoo import data
+    from ssl_zoo.cli.fit import Parser
+    parser = Parser("ssl-zoo evaluate")
+    parser.add_subclass_arguments(data.Images, "data", help="images")
+    images = parser.instantiate_classes(parser.parse_args(list(about_images))).data
     images.prepare_data()
     images.setup("fit")
+    return images
+
+
+def measure(options: Namespace, about_images: Sequence[str]) -> None:
+    """Run the protocols, and print the table and where the report is."""
+    import torch
+
+    from ssl_zoo.checkpoints import read_encoder
+    from ssl_zoo.evaluation import suite
+    from ssl_zoo.evaluation.report import printed
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"there is no {device} on this machine: leave --device out")
+    found = {name_of(given, options.encoders): read_encoder(given, options.trust) for given in options.encoders}
+    images = read_images(about_images)
     versions = (options.output / f"version_{n}" for n in itertools.count())
     folder = next(version for version in versions if not version.exists())
-    measured = suite.evaluate({name: encoder.to(options.device) for name, encoder in found.items()}, images, folder,
+    measured = suite.evaluate({name: encoder.to(device) for name, encoder in found.items()}, images, folder,
                               protocols=options.protocols, features=options.output / "features", dense=options.dense,
                               epochs=options.epochs, half=options.half)
     print(printed(measured), end="")
     if measured.unwritten:
         raise OSError(measured.unwritten)
     print(folder / "report.md")
-
-
-def protocol(name: str) -> str:
-    """The name, if there is a protocol of that name."""
-    protocols.check(name)
-    return name
 
 
 def name_of(given: str, others: Sequence[str]) -> str:

@@ -4,11 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssl_zoo.cli.messages import Options
+from ssl_zoo.cli.messages import TRUST, Options
 from ssl_zoo.paths import check_whole
-
-TRUST = ("import path of a class of your own that the file names, such as my_module.Align; it runs. Without this, a "
-         "file of whomever imports nothing but ssl_zoo's classes. May be given several times")
 
 
 def export(arguments: Sequence[str]) -> None:

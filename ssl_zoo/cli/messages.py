@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
+TRUST = ("import path of a class of your own that a file names, such as my_module.Align; it will run. Without this, "
+         "nothing is imported for a file but ssl_zoo's classes. May be given several times")
 FAMILIES = ("methods", "data", "evaluation", "encoders", "optim")   # whose classes a recipe may name
 
 NOISE = re.compile("Does not validate|Subtypes:|Errors:|Given value|Expected a path|"
@@ -86,7 +88,8 @@ def parse_error(message: str) -> str:
         names = [name for family in FAMILIES for name in dir(import_module(f"ssl_zoo.{family}"))]
         near = difflib.get_close_matches(unknown[1], names, n=1)
         text = f"there is no class {unknown[1]}" + (f"; did you mean {near[0]}?" if near else "")
-    if option := re.search(r"Option '([^']+)' is not accepted|does not accept option 'trainer.(\w+)'", text):
+    if option := re.search(r"Option '([^']+)' is not accepted|(?:does not accept option '|arguments: --)trainer.(\w+)",
+                           text):
         takes = parameters(kind or "pytorch_lightning.Trainer")
         near = difflib.get_close_matches(option[1] or option[2], takes, n=1)
         text += f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(takes)}"
