@@ -19,27 +19,27 @@ from torchvision.models.resnet import BasicBlock
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)")   # torchvision's files have a dot more than it
+OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)")   # files have a dot that torchvision has not
 
 
 class Encoder(nn.Module, ABC):
     """[B, 3, H, W] or [B, 1, H, W] images, uint8 or float in [0, 1] -> [B, dim] features.
 
-    A subclass makes `backbone`, says its `dim` and `arguments`, and writes `maps`.
+    A subclass builds `backbone`, sets `dim` and `arguments`, and implements `maps`.
 
     Args:
-        mean: of each channel, subtracted from images in [0, 1].
-        std: of each channel, divides what is left.
+        mean: mean of each channel, subtracted from images in [0, 1].
+        std: standard deviation of each channel; images are divided by it after the mean is subtracted.
         weights: file to start from: an exported encoder (.safetensors) or the backbone's state dict (.pth, as
-            torchvision publishes it; the classifier in it is left out). Random where left out.
+            torchvision publishes it; its classifier is ignored). Random weights by default.
     """
 
-    classifier = "fc"   # the backbone's name for what `weights` may have and features do without
+    classifier = "fc"   # the backbone's name for the classifier, which files have and encoders do not
     backbone: nn.Module
     mean: Tensor
     std: Tensor
     dim: int
-    arguments: dict[str, Any]   # plain values that make this encoder again: its constructor's, without `weights`
+    arguments: dict[str, Any]   # plain values that build this encoder again: its constructor's, without `weights`
 
     def __init__(self, mean: tuple[float, float, float] = IMAGENET_MEAN,
                  std: tuple[float, float, float] = IMAGENET_STD, weights: str | None = None):
@@ -65,7 +65,7 @@ class Encoder(nn.Module, ABC):
         return self.maps(images).mean((2, 3))
 
     def start(self) -> None:
-        """Load `weights`, if any; a subclass calls it when its backbone stands."""
+        """Load `weights`, if any. A subclass calls this at the end of its constructor."""
         if self.weights is None:
             return
         state = read_state(self.weights)
@@ -80,7 +80,7 @@ class Encoder(nn.Module, ABC):
 
 @contextmanager
 def evaluation_mode(encoder: Encoder) -> Iterator[None]:
-    """In evaluation mode, without gradients and autocast; afterwards every module is in the mode that it was in."""
+    """Run a block in evaluation mode, without gradients or autocast, and then restore the mode of every module."""
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
     try:
@@ -92,7 +92,7 @@ def evaluation_mode(encoder: Encoder) -> Iterator[None]:
 
 
 def check_size(encoder: Encoder, size: int) -> None:
-    """Refuse images of so many pixels a side where the encoder cannot read them."""
+    """Raise a ValueError if the encoder cannot read images of `size` x `size` pixels."""
     try:
         with evaluation_mode(encoder):
             encoder(torch.zeros(2, 3, size, size, device=encoder.mean.device))
@@ -103,7 +103,7 @@ def check_size(encoder: Encoder, size: int) -> None:
 
 
 class _ResNet(Encoder, ABC):
-    """The stages that torchvision's ResNet and the narrow one share; no encoder by itself."""
+    """The stages that torchvision's ResNet and the narrow one share; not an encoder by itself."""
 
     def maps(self, images: Tensor) -> Tensor:
         net: Any = self.backbone
@@ -120,8 +120,8 @@ class ResNet(_ResNet):
     Args:
         depth: 18, 34, 50, 101 or 152 layers.
         small_images: 3x3 stride-1 stem and no max-pool, for images of about 32 pixels (SimCLR, app. B.9).
-        mean: of each channel, subtracted from images in [0, 1].
-        std: of each channel, divides what is left.
+        mean: mean of each channel, subtracted from images in [0, 1].
+        std: standard deviation of each channel; images are divided by it after the mean is subtracted.
         weights: file to start from: an exported encoder (.safetensors) or a torchvision state dict (.pth).
     """
 
@@ -148,9 +148,9 @@ class NarrowResNet(_ResNet):
 
     Args:
         width: channels of the first stage.
-        stages: how many; the features have width * 2 ** (stages - 1) numbers.
-        mean: of each channel, subtracted from images in [0, 1].
-        std: of each channel, divides what is left.
+        stages: number of stages; the features have width * 2 ** (stages - 1) channels.
+        mean: mean of each channel, subtracted from images in [0, 1].
+        std: standard deviation of each channel; images are divided by it after the mean is subtracted.
         weights: file to start from: an exported encoder (.safetensors).
     """
 
@@ -176,14 +176,14 @@ class NarrowResNet(_ResNet):
 
 
 class Torchvision(Encoder):
-    """Any classification model of torchvision by name; features are what its last linear layer reads.
+    """Any torchvision classification model by name; its features are the input of its last linear layer.
 
-    For a plain ResNet take `ResNet`, which has feature maps too.
+    Use `ResNet` for a plain ResNet: it has feature maps too.
 
     Args:
         name: torchvision's name of the model, such as convnext_tiny.
-        mean: of each channel, subtracted from images in [0, 1].
-        std: of each channel, divides what is left.
+        mean: mean of each channel, subtracted from images in [0, 1].
+        std: standard deviation of each channel; images are divided by it after the mean is subtracted.
         weights: file to start from: an exported encoder (.safetensors) or a torchvision state dict (.pth).
     """
 
@@ -221,11 +221,12 @@ class Timm(Encoder):
 
     Args:
         name: timm's name of the model, such as vit_small_patch16_224.
-        image_size: side of the images that position embeddings are made for; the model's own where left out. Views of
-            other sizes interpolate them, where the model can.
-        mean: of each channel, subtracted from images in [0, 1]; what the model's weights were trained with where left
-            out.
-        std: of each channel, divides what is left; likewise.
+        image_size: side in pixels of the images that position embeddings are made for, the model's own by default. For
+            views of other sizes the model interpolates them, if it can.
+        mean: mean of each channel, subtracted from images in [0, 1]; by default the one that the model's weights were
+            trained with.
+        std: standard deviation of each channel; images are divided by it after the mean is subtracted. The default is
+            again the model's own.
         weights: file to start from: an exported encoder (.safetensors) or a timm state dict.
     """
 
@@ -257,7 +258,7 @@ class Timm(Encoder):
 
 
 def timm_model(name: str, image_size: int | None) -> Any:
-    """timm's model of this name without its classifier, for images of any size where it can be so."""
+    """The timm model of this name without its classifier, for images of any size if the model can read them."""
     try:
         import timm
     except ImportError:
@@ -269,7 +270,7 @@ def timm_model(name: str, image_size: int | None) -> Any:
     options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     try:
         return timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
-    except TypeError:                                            # most know no such option
+    except TypeError:                                            # most models have no such option
         pass
     try:
         return timm.create_model(name, num_classes=0, **options)
@@ -278,9 +279,11 @@ def timm_model(name: str, image_size: int | None) -> Any:
 
 
 def named(name: str) -> Callable[..., Encoder] | None:
-    """What builds the model of this name with `weights`: torchvision's where it has one, else timm's; None for neither.
+    """A constructor of the model of this name, torchvision's or else timm's; None if neither has such a model.
 
-    timm/<name> is timm's in any case.
+    Call it with `weights`, the path of a file, or None.
+
+    A name that starts with timm/ is always timm's.
     """
     depths: dict[str, Literal[18, 34, 50, 101, 152]] = {
         "resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}

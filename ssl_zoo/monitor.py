@@ -18,7 +18,7 @@ from ssl_zoo.pictures import Tile, publish, sheet
 
 
 class Progress(pl.callbacks.ProgressBar):
-    """One bar over the whole run that says what is going on, with the loss and the latest kNN."""
+    """A progress bar over the whole run: what is happening, the loss and the latest kNN accuracy."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Progress(pl.callbacks.ProgressBar):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if self.bar is None and self.enabled and trainer.is_global_zero:
-            calm = 0.2 if sys.stderr.isatty() else 10.0   # seconds; a log file needs no film
+            calm = 0.2 if sys.stderr.isatty() else 10.0   # seconds between updates; a log file needs few
             self.print(header(trainer, pl_module))
             self.bar = tqdm(desc="starting", unit="step", mininterval=calm, dynamic_ncols=True, file=sys.stderr)
 
@@ -108,7 +108,7 @@ class ViewsPicture(pl.Callback):
     """Saves a picture of the first batch's views: eight images, each with all its views."""
 
     def __init__(self) -> None:
-        self.drawn = False   # so that no later batch looks at the disk
+        self.drawn = False   # later batches do not look at the disk
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch,
                              batch_idx: int) -> None:
@@ -127,9 +127,9 @@ class ViewsPicture(pl.Callback):
 
 
 class FiniteLoss(pl.Callback):
-    """Stops a run whose loss is not finite, names the step, and lets no later checkpoint be written.
+    """Stops a run whose loss is not finite, names the step, and prevents any later checkpoint.
 
-    The first such step is remembered on the device and read once in a while: each reading makes the host wait.
+    The first such step is kept on the device and read only when the trainer logs, because reading makes the host wait.
     """
 
     def __init__(self) -> None:
@@ -142,13 +142,13 @@ class FiniteLoss(pl.Callback):
             self.first = torch.full((), -1, device=loss.device)
         self.first = torch.where((self.first < 0) & ~loss.isfinite(), trainer.global_step, self.first)
         if loss.device.type == "cpu" or due(trainer):
-            self.check(trainer)
+            self.stop_if_not_finite(trainer)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule,
                            checkpoint: dict[str, Any]) -> None:
-        self.check(trainer)
+        self.stop_if_not_finite(trainer)
 
-    def check(self, trainer: pl.Trainer) -> None:
+    def stop_if_not_finite(self, trainer: pl.Trainer) -> None:
         if self.first is None or (step := int(self.first)) < 0:
             return
         folder = run_folder(trainer) or Path()
@@ -159,7 +159,7 @@ class FiniteLoss(pl.Callback):
 
 
 class SafeInterrupt(pl.Callback):
-    """Ctrl-C ends the batch at hand, saves a checkpoint and says how to go on; a second one stops at once."""
+    """Ctrl-C finishes the current batch, saves a checkpoint and prints the command to go on; a second stops at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -219,12 +219,12 @@ class Checkpoints(pl.callbacks.ModelCheckpoint):
 
 
 def due(trainer: pl.Trainer) -> bool:
-    """Whether the trainer logs at this batch, counted over all epochs: one may have fewer than it waits for."""
+    """Whether the trainer logs at this batch, counted over all epochs: one epoch may be shorter than the interval."""
     return (trainer.fit_loop.total_batch_idx + 1) % max(1, trainer.log_every_n_steps) == 0   # type: ignore[attr-defined]
 
 
 def header(trainer: pl.Trainer, method: pl.LightningModule) -> str:
-    """One line on what is about to run."""
+    """One line that describes a run: method, encoder, device and folder."""
     assert isinstance(method, Method)
     millions = sum(p.numel() for p in method.encoder.parameters()) / 1e6
     encoder = f"{type(method.encoder).__name__} of {millions:.1f} M parameters, {method.encoder.dim} features"

@@ -21,7 +21,7 @@ class Tile(NamedTuple):
 
 
 def sheet(rows: Sequence[Sequence[Tile]], heading: str = "", split: int = 0) -> Image.Image:
-    """The tiles in rows, under a heading; a line stands after the first `split` columns."""
+    """Draw tiles in rows under a heading, with a vertical line after the first `split` columns if that is not 0."""
     columns = max(len(row) for row in rows)
     step, line = TILE + GAP, TILE + GAP + CAPTION
     top = GAP + (CAPTION + GAP if heading else 0)
@@ -45,8 +45,9 @@ def sheet(rows: Sequence[Sequence[Tile]], heading: str = "", split: int = 0) -> 
 
 
 def resized(image: Tensor, width: int, height: int) -> Image.Image:
-    """An image [3, H, W], uint8 or in [0, 1]: enlarged pixel by pixel, so that what a view holds stays visible, or
-    reduced smoothly.
+    """Resize an image [3, H, W], uint8 or float in [0, 1].
+
+    Enlarged images are not smoothed, so that the pixels of a small view stay visible; reduced ones are antialiased.
     """
     image = image.detach().float().cpu() / (255 if image.dtype == torch.uint8 else 1)
     larger = image.shape[-2] > height or image.shape[-1] > width
@@ -56,6 +57,7 @@ def resized(image: Tensor, width: int, height: int) -> Image.Image:
 
 
 def shorten(caption: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """The caption, cut with an ellipsis to the width of a tile."""
     while font.getlength(caption) > TILE:
         caption = caption.rstrip("…")[:-1] + "…"
     return caption

@@ -315,7 +315,8 @@ def said_lightly(arguments, folder):
 @pytest.mark.parametrize(("arguments", "said"), [
     (["--help"], "ssl-zoo fit --config"), (["--version"], "ssl_zoo 0."),
     (["evaluate", "--help"], "--protocols NAME"), (["export", "--help"], "--trust CLASS"),
-    (["preview", "--help"], "those of ssl-zoo fit"),
+    (["preview", "--help"], "those of ssl-zoo fit"), (["recipes", "--help"], "List the recipes"),
+    (["recipes", "quickstart"], "Expected"),
 ])
 def test_help_imports_nothing_heavy(arguments, said, tmp_path):
     printed, status, _ = said_lightly(arguments, tmp_path)
@@ -342,6 +343,8 @@ def test_help_imports_nothing_heavy(arguments, said, tmp_path):
     (["preview", "--imgaes", "3"], "ssl-zoo preview has no option --imgaes; did you mean --images?"),
     (["preview", "--modle", "SimCLR"], "ssl-zoo preview has no option --modle; did you mean --model?"),
     (["preview", "--images", "0"], "a preview is of at least 1 image, not 0"),
+    (["recipes", "--filtre"], "ssl-zoo recipes has no option --filtre"),
+    (["fit", "--config", "cifar10/simlcr"], "there is no recipe cifar10/simlcr; did you mean cifar10/simclr?"),
     (["fit", "--ckpt_path", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
     (["validate", "--ckpt_path=nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
 ])
