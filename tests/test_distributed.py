@@ -6,12 +6,16 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
 
 from ssl_zoo import distributed
+from ssl_zoo.distributed import Key
 from ssl_zoo.losses import nt_xent
+from ssl_zoo.memory import MomentumEncoder
 from tests.conftest import finish
 
 PROCESSES, SECONDS = 2, 1800   # a limit for hangs: a busy machine takes minutes
+KEY = Key(3, 1, 4, 0)
 BATCHES, TEMPERATURE = (1, 2, 7), 0.2      # images on each process
 UNEVEN = [(3, 1), (0, 2), (2, 2)]          # rows on the first process and on the second
 
@@ -49,6 +53,12 @@ def gathered_and_added(rank):
     return y.grad
 
 
+def shuffled_keys(rank):
+    """Keys [4, 12] of this process's images, whose batch norm tells with which others each was encoded."""
+    encoder = MomentumEncoder(nn.BatchNorm2d(3, affine=False), nn.Flatten())
+    return encoder.keys(half(normal(8, 3, 2, 2), rank).float(), KEY._replace(rank=rank))
+
+
 def one_process(rank, port, folder):
     limit = timedelta(seconds=SECONDS)
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=limit)
@@ -59,6 +69,7 @@ def one_process(rank, port, folder):
         "nt_xent": {batch: loss_and_gradients(normal(2, PROCESSES * batch, 6).chunk(PROCESSES, dim=1)[rank])
                     for batch in BATCHES},
         "gather": gathered(rank),
+        "shuffled keys": shuffled_keys(rank),
         "gather and add": gathered_and_added(rank),
         "gather_uneven": [distributed.gather_uneven(rows) for rows in uneven],
         "gather_uneven has a gradient": distributed.gather_uneven(torch.ones(1, requires_grad=True)).requires_grad,
@@ -108,6 +119,17 @@ def test_the_gradient_of_gathered_rows_is_summed_over_the_losses_of_all_processe
     gradient = sum(normal(4, 3, seed=2 + rank) for rank in range(PROCESSES))
     for rank, results in enumerate(halves):
         assert torch.allclose(results["gather"][1], half(gradient, rank), rtol=0, atol=1e-12)
+
+
+def test_keys_are_encoded_with_shuffled_images_of_all_processes_and_come_back_to_their_own(halves):
+    images, expected = normal(8, 3, 2, 2), torch.empty(8, 3, 2, 2, dtype=torch.float64)
+    order = torch.from_numpy(KEY.generator("shuffled keys").permutation(8))
+    for group in order.chunk(PROCESSES):
+        mean, variance = images[group].mean((0, 2, 3)), images[group].var((0, 2, 3), correction=0)
+        expected[group] = (images[group] - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt()
+    assert 0 < (order[:4] < 4).sum() < 4                       # the groups are of images of both processes
+    keys = torch.cat([results["shuffled keys"] for results in halves]).double()
+    assert torch.allclose(keys, expected.flatten(1), rtol=0, atol=1e-5)
 
 
 def test_gather_leaves_the_gradient_of_what_is_added_to_its_rows_alone(halves):
