@@ -1,4 +1,4 @@
-"""What the processes of a run share: streams of random numbers, and collectives, which on one are the identity."""
+"""What the processes of a run share: streams of random numbers, and collectives, which do nothing on one process."""
 
 import os
 from pathlib import Path
@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Rows = TypeVar("Rows", Tensor, np.ndarray)
-NUMBERED = {"shuffled keys": (1,), "mixtures": (2,)}   # streams that had numbers before streams had names
+NUMBERED = {"shuffled keys": (1,), "mixtures": (2,)}   # runs before streams had names drew these by number
 
 
 class Key(NamedTuple):
-    """What the random draws of a batch depend on, and all that they depend on: nothing about chance needs saving."""
+    """Identifies a batch's random draws. Nothing else influences them, so no random state needs saving."""
 
     seed: int
     epoch: int
@@ -23,10 +23,10 @@ class Key(NamedTuple):
     rank: int
 
     def generator(self, name: str) -> np.random.Generator:
-        """The random numbers that `name` stands for in this batch, the same ones on every process.
+        """A generator of random numbers for this batch and purpose, in the same state on every process.
 
         Two names give independent streams. Draw for the images of all processes and take this one's share with `mine`:
-        then a run's draws do not depend on how many processes share the work.
+        then the draws do not depend on how many processes share the work. (Views do: they are drawn by rank.)
         """
         stream = NUMBERED.get(name, tuple(name.encode()))
         return np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, self.batch], spawn_key=stream))

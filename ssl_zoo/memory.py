@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ssl_zoo import distributed
 from ssl_zoo.distributed import Key
 
-DROP_PATHS = {"DropPath": "drop_prob", "StochasticDepth": "p"}   # timm's and torchvision's, with their probability
+# what drops at random, with the name of its probability: of timm, torchvision and torch
+DROPS = {"DropPath": "drop_prob", "StochasticDepth": "p", "Dropout": "p", "Dropout1d": "p", "Dropout2d": "p"}
 
 
 class Queue(nn.Module):
@@ -86,7 +87,7 @@ class Queue(nn.Module):
         self.known_full = False
 
     def snapshot(self) -> Tensor:
-        """A copy of the keys [size, D] for a loss, whose backward pass could not bear that `enqueue` changes them."""
+        """A copy of the keys [size, D] for a loss: `enqueue` changes the keys, which its backward pass still needs."""
         return self.keys.clone()
 
 
@@ -95,7 +96,7 @@ class MomentumEncoder(nn.Module):
 
     Eq. (2) of MoCo, arXiv:1911.05722: average <- momentum * average + (1 - momentum) * online, for the parameters.
     BatchNorm's statistics are those of its own passes, as in the authors' code: it stays in the method's mode. The
-    copies drop no paths (stochastic depth), since a target should not depend on chance.
+    copies drop nothing (dropout, stochastic depth), since a target should not depend on chance.
 
         self.teacher = MomentumEncoder(self.encoder, self.projector)
         target = self.teacher(images)                                # [B, D], without gradient
@@ -111,7 +112,7 @@ class MomentumEncoder(nn.Module):
         self.online = list(online)      # a plain list: the method owns these modules, and the state dict has them once
         self.average = nn.Sequential(*copy.deepcopy(online)).requires_grad_(False)
         for module in self.average.modules():
-            if probability := DROP_PATHS.get(type(module).__name__):
+            if probability := DROPS.get(type(module).__name__):
                 setattr(module, probability, 0.0)
 
     def __iter__(self) -> Iterator[nn.Module]:
@@ -123,7 +124,7 @@ class MomentumEncoder(nn.Module):
 
     @torch.no_grad()
     def keys(self, images: Tensor, key: Key, splits: int = 1, forward: Callable[[Tensor], Any] | None = None) -> Any:
-        """As calling it, but no query can recognise its key by the batch whose BatchNorm statistics they share.
+        """Encode keys among other images than their queries, or shared BatchNorm statistics would give the keys away.
 
         With several processes, each encodes images of all of them, shuffled (sec. 3.3 of MoCo). On one process, groups
         do the same: every `splits`-th image is encoded together.
@@ -146,7 +147,7 @@ class MomentumEncoder(nn.Module):
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> list[Tensor]:
-        """What each module after the first makes of the first one's feature map."""
+        """The first module's feature map, passed through each of the others."""
         encoder, *heads = self.average
         maps = encoder.maps(images)   # type: ignore[operator]
         return [head(maps) for head in heads]
@@ -168,11 +169,11 @@ class MomentumEncoder(nn.Module):
             if torch.finfo(dtype).bits < 32:     # a share of 1 - momentum is less than half of its last place
                 raise ValueError(f"{str(dtype).removeprefix('torch.')} is too coarse for a momentum encoder's small "
                                  "steps: train in mixed precision (bf16-mixed), which keeps weights in float32")
-        torch._foreach_lerp_(average, online, 1 - momentum)
+        torch._foreach_lerp_(average, online, 1 - momentum)      # private, but it is one kernel for all parameters
 
 
 def grouped(forward: Callable[[Tensor], Any], images: Tensor, splits: int) -> Any:
-    """What `forward` makes of the images, every `splits`-th of them together, in the order of the images."""
+    """Encode the images in `splits` groups, every `splits`-th together, and return rows in the order of the images."""
     if splits == 1:
         return forward(images)
     if splits < 1:
@@ -187,7 +188,7 @@ def grouped(forward: Callable[[Tensor], Any], images: Tensor, splits: int) -> An
 
 
 def each(change: Callable[..., Tensor], *outputs: Any) -> Any:
-    """`change` of tensors, or of each place of tuples of tensors."""
+    """Apply `change` to tensors, or position by position to tuples of tensors."""
     if isinstance(outputs[0], Tensor):
         return change(*outputs)
     return tuple(change(*parts) for parts in zip(*outputs, strict=True))
@@ -279,8 +280,8 @@ class SampleTable(nn.Module):
         if index.device.type != "cpu" or torch.compiler.is_compiling() or not len(index):
             return                     # to look at a GPU's index is to wait for it; there `require_size` has to do
         if not 0 <= index.min() <= index.max() < self.images:
-            raise ValueError(f"places go from {int(index.min())} to {int(index.max())}, and the table has rows for "
-                             f"{self.images} images: make it as long as the training part")
+            raise ValueError(f"image indices run from {int(index.min())} to {int(index.max())}, and the table has rows "
+                             f"for {self.images} images: make it as long as the training part")
 
     def require_size(self, images: int) -> None:
         """Refuse a data set of another number of images than the table has rows."""

@@ -21,23 +21,23 @@ class Batch(NamedTuple):
 
     images: Tensor | Crops | Canvases   # [B, 3, H, W] uint8; while training from files, what the workers made
     labels: Tensor           # [B], -1 where unknown; only evaluation and supervised methods read them
-    index: Tensor            # type: ignore[assignment]  # [B] place of each image in its data set
+    index: Tensor            # type: ignore[assignment]  # [B] place of each image in its data set; hides tuple.index
     views: list[View]
-    key: Key                 # of the batch's random draws; key.epoch is right after any resume
+    key: Key                 # decides the batch's random draws; key.epoch stays correct after a resume
     progress: Tensor = torch.tensor(0.0)   # [] share of training done, on the host: a schedule of it compiles once
 
 
 class Method(pl.LightningModule):
     """A pretraining method: an encoder, the views it learns from, and a loss on them.
 
-    A subclass writes `training_loss`, with averaged weights also `after_step` and `evaluated`, and `groups` where parts
-    of it learn at rates of their own.
+    A subclass implements `training_loss`. Override `after_step` and `evaluated` for averaged weights, and `groups` for
+    parts with a learning rate of their own.
 
     Args:
         encoder: images -> features; what pretraining is for.
         augment: draws the views of each training batch, on the device.
         optimizer: builds the optimiser; its lr is the lr used, its weight decay spares biases and norms.
-        schedule: multiplies the lr by progress through training.
+        schedule: the factor on the lr, as a function of the progress through training.
     """
 
     def __init__(self, encoder: Encoder, augment: Augmentation, optimizer: OptimizerCallable, schedule: WarmupCosine):
@@ -69,7 +69,7 @@ class Method(pl.LightningModule):
 
     @property
     def progress(self) -> float:
-        """Share of the optimiser steps done, 0 to 1; 0 without a trainer. In a loss, read `batch.progress` instead."""
+        """Share of the optimiser steps done, 0 to 1; 0 without a trainer. A loss reads `batch.progress` instead."""
         try:
             trainer = self.trainer
         except RuntimeError:   # Lightning's, where none is attached
@@ -77,7 +77,7 @@ class Method(pl.LightningModule):
         return trainer.global_step / trainer.estimated_stepping_batches
 
     def encode(self, images: Tensor) -> Tensor:
-        """Features [B, dim] float32 of `images`, in evaluation mode and without autocast: all that evaluation sees."""
+        """Features [B, dim] float32 of `images`, in evaluation mode, without autocast: what evaluation calls."""
         with evaluation_mode(self.evaluated):
             return self.evaluated(images).float()
 
@@ -86,8 +86,8 @@ class Method(pl.LightningModule):
         if not self.trainer.training:
             return Batch(images, labels, index, [], Key(0, 0, 0, 0))
         if not keys:
-            raise ValueError("this loader brings no key, on which every draw of a training batch depends: train on a "
-                             "data module of ssl_zoo.data, or let each batch be (images, labels, index, key)")
+            raise ValueError("this loader yields no Key, from which the views of a batch are drawn: train on a data "
+                             "module of ssl_zoo.data, or let each batch be (images, labels, index, key)")
         return Batch(images, labels, index, self.augment(images, keys[0]), keys[0], torch.tensor(self.progress))
 
     def on_fit_start(self) -> None:
@@ -97,7 +97,7 @@ class Method(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = require_scalar(self.training_loss(batch), f"{type(self).__name__}.training_loss")
-        self.log("loss", loss, prog_bar=True, batch_size=len(batch.index))
+        self.log("loss", loss, prog_bar=True, batch_size=len(batch.index))   # of rank 0: a mean would make steps wait
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:

@@ -14,23 +14,23 @@ __all__ = ["LARS", "Group", "Schedules", "parameter_groups"]
 
 
 def constant(progress: float) -> float:
-    """The schedule that leaves a learning rate as it is, such as that of SimSiam's predictor."""
+    """A factor of 1 throughout training; SimSiam's predictor learns this way."""
     return 1.0
 
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that learn in their own way: at another or a constant learning rate, or with another decay.
+    """Parameters with a learning rate, a schedule or a weight decay of their own.
 
     Args:
-        modules: whose trainable parameters these are.
+        modules: modules, or parameters by themselves, whose trainable parameters these are.
         lr_scale: multiplies the optimiser's lr; 0 leaves the parameters as they are.
-        schedule: multiplies the lr by progress through training in place of the recipe's schedule; `constant` does not.
+        schedule: the factor on the lr as a function of progress, in place of the recipe's; `constant` keeps it fixed.
         weight_decay: of these weights in place of the optimiser's; a function of the progress through training, 0 to 1,
             for one that changes, as DINO's. Biases and norms never decay.
     """
 
-    modules: Sequence[nn.Module]
+    modules: Sequence[nn.Module | nn.Parameter]
     lr_scale: float = 1.0
     schedule: Callable[[float], float] | None = None
     weight_decay: float | Callable[[float], float] | None = None
@@ -40,8 +40,8 @@ def parameter_groups(module: nn.Module, groups: Sequence[Group] = ()) -> list[di
     """The trainable parameters of `module`: those that decay, and biases and norms (at most one axis), which do not.
 
     The second group's weight decay is 0. LARS reads that as "no layer-wise adaptation" as well, which is the
-    exclusion of SimCLR, arXiv:2002.05709, app. B.1. Each of `groups` follows with the same two, which know its place
-    among them. Groups that would be empty are left out.
+    exclusion of SimCLR, arXiv:2002.05709, app. B.1. Each of `groups` adds two more, which say under `place` which of
+    them they belong to, for `Schedules` to read. Groups that would be empty are left out.
 
     Raises:
         ValueError: two groups share a parameter.
@@ -49,7 +49,8 @@ def parameter_groups(module: nn.Module, groups: Sequence[Group] = ()) -> list[di
     found: list[dict[str, Any]] = []
     taken: set[int] = set()
     for place, group in enumerate(groups):
-        own = {id(p): p for part in group.modules for p in part.parameters() if p.requires_grad}
+        parts = ([part] if isinstance(part, nn.Parameter) else part.parameters() for part in group.modules)
+        own = {id(p): p for part in parts for p in part if p.requires_grad}
         if shared := taken & own.keys():
             raise ValueError(f"groups() names {len(shared)} parameters twice: give each parameter one group")
         taken |= own.keys()
@@ -73,7 +74,7 @@ class Schedules(LambdaLR):
 
     Args:
         optimizer: of the groups that `parameter_groups` made.
-        schedule: multiplies the lr by progress, of parameters in no group of their own.
+        schedule: the factor on the lr, as a function of progress, of parameters in no group of their own.
         groups: as `parameter_groups` got them.
         progress: from a number of optimiser steps to the share of training, 0 to 1.
     """

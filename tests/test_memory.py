@@ -372,8 +372,8 @@ def test_a_copy_of_a_method_follows_the_copied_modules():
                           torch.cat([v.flatten() for v in before]), atol=1e-7)
 
 
-@pytest.mark.parametrize("drop", [StochasticDepth(0.9, "row"), DropPath(0.9)])
-def test_a_momentum_encoder_drops_no_paths_and_leaves_the_online_module_its_own(drop):
+@pytest.mark.parametrize("drop", [StochasticDepth(0.9, "row"), DropPath(0.9), nn.Dropout(0.9)])
+def test_a_momentum_encoder_drops_nothing_and_leaves_the_online_module_its_own(drop):
     average = MomentumEncoder(drop)
     images = normal(50, 4)
     assert torch.equal(average(images), images)
@@ -588,7 +588,7 @@ def test_a_table_never_waits_for_the_device():
 
 
 @pytest.mark.parametrize(("wrong", "said"), [
-    (lambda table: table.read("u", torch.tensor([1, 3])), "places go from 1 to 3, and the table has rows for 3 images"),
+    (lambda table: table.read("u", torch.tensor([1, 3])), "run from 1 to 3, and the table has rows for 3 images"),
     (lambda table: table.write(torch.tensor([0]), u=torch.zeros(1, 2)), r"the column u takes \[B\] for an index \[B\], "
                                                                         r"not \[1, 2\]"),
     (lambda table: table.require_size(4), "keeps a table of 3 images, and the training part has 4"),

@@ -171,7 +171,7 @@ def test_a_table_counts_each_image_once_an_epoch(tmp_path, data):
 
 def test_a_loader_without_keys_is_refused_in_a_sentence(tmp_path):
     images = [(torch.zeros(3, 16, 16, dtype=torch.uint8), 0, i) for i in range(8)]
-    with pytest.raises(ValueError, match="this loader brings no key, on which every draw of a training batch depends"):
+    with pytest.raises(ValueError, match="this loader yields no Key, from which the views of a batch are drawn: "):
         trainer(tmp_path).fit(simclr(), DataLoader(images, 4))
 
 

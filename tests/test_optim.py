@@ -60,7 +60,7 @@ def network():
 def test_parameters_of_a_group_follow_the_others_with_weights_and_biases_apart():
     module = network()
     module[2].bias.requires_grad_(False)
-    made = parameter_groups(module, [Group([module[2]], lr_scale=0.1), Group([module[1]], weight_decay=0.4)])
+    made = parameter_groups(module, [Group([module[2].weight], lr_scale=0.1), Group([module[1]], weight_decay=0.4)])
     known = {parameter: name for name, parameter in module.named_parameters()}
     assert [[known[p] for p in group["params"]] for group in made] == [["0.weight"], ["0.bias"], ["2.weight"],
                                                                        ["1.weight"], ["1.bias"]]

@@ -33,7 +33,7 @@ class Order(Protocol):
 
 
 def shuffled(seed: int, epoch: int, images: int) -> np.ndarray:
-    """Every image once, by chance."""
+    """Every image once, in random order."""
     # spawn_key keeps this stream apart from the views', whose key starts with the same two numbers
     return np.random.default_rng(np.random.SeedSequence([seed, epoch], spawn_key=(0,))).permutation(images)
 
@@ -186,7 +186,7 @@ class Loader:
         return self   # Lightning calls `sampler.set_epoch`
 
     def set_epoch(self, epoch: int) -> None:
-        if epoch != self.epoch:   # a checkpoint of an epoch's end may be followed by the next one's start
+        if epoch != self.epoch:   # after a checkpoint of an epoch's end Lightning announces the next one
             self.epoch, self.start = epoch, 0
 
     def state_dict(self) -> dict[str, int]:
