@@ -212,6 +212,13 @@ def test_key_similarities_leave_out_only_a_querys_own_key():
     assert torch.allclose(negative, expected.masked_fill(torch.eye(4, dtype=torch.bool), -math.inf))
 
 
+def test_no_gradient_reaches_the_keys_of_a_batch():
+    query, key = TOY.clone().requires_grad_(), TOY_TOO.clone().requires_grad_()
+    contrast(*key_similarities(query, key), 0.2).backward()
+    assert query.grad.any()
+    assert key.grad is None
+
+
 # MoCo: info_nce against a queue, and MoCo v3's against the batch's keys
 
 

@@ -1,5 +1,6 @@
 """Each method's loss against its paper's, written out, and the reference's numbers; and what each refuses."""
 
+import copy
 import math
 import warnings
 from functools import partial
@@ -11,8 +12,10 @@ from pytorch_lightning import Callback
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from ssl_zoo import methods
+from ssl_zoo import distributed, methods
 from ssl_zoo.assignment import sinkhorn
+from ssl_zoo.contract import seeded
+from ssl_zoo.contract.gloo import share
 from ssl_zoo.data import ArrayImages
 from ssl_zoo.encoders import Encoder, NarrowResNet
 from ssl_zoo.heads import PixelPropagation
@@ -39,7 +42,6 @@ from ssl_zoo.mixing import draw_mixture
 from ssl_zoo.views import Key, View, ViewSpec
 from ssl_zoo.views.crops import cell_distances
 from tests.conftest import MULTI_CROP, same, small, state, trainer
-from tests.test_contract import batches, seeded, share
 from tests.test_losses import FEW, QUEUE, TOY, TOY_TOO, WIDE, written_out_nt_xent
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log.*", "ignore:the loss of .* sits at")
@@ -168,10 +170,19 @@ def test_mochi_without_mixing_has_the_references_loss_of_moco():
 # The losses written out, on what a method's own networks make of a batch
 
 
+def batches(method, count):
+    """Batches of noise images with the views that this method's augmentation draws."""
+    generator = torch.Generator().manual_seed(1)
+    for place in range(count):
+        images = torch.randint(0, 256, (8, 3, 16, 16), generator=generator, dtype=torch.uint8)
+        key, index = Key(0, 0, place, 0), torch.arange(8 * place, 8 * (place + 1))
+        yield Batch(images, torch.full((8,), -1), index, method.augment(images, key), key)
+
+
 def example(cls, *rows, steps=1, **options):
     """A method and a batch, after `steps` - 1 other batches, in float64."""
     method = seeded(lambda: small(cls, *rows, **options)).double()
-    *earlier, batch = (share(batch, None, torch.float64) for batch in batches(method, steps))
+    *earlier, batch = (share(batch, None) for batch in batches(method, steps))
     for other in earlier:
         method.training_loss(other)
     return method, batch
@@ -327,6 +338,27 @@ def test_swav_fills_no_queue_before_its_start():
     assert not any(queue.filled for queue in method.queues)
     without, batch = example(SwAV, **WIDTHS, prototypes=6, steps=3)
     assert without.training_loss(batch).item() == pytest.approx(loss.item(), abs=1e-6)
+
+
+def test_two_processes_balance_swavs_codes_with_each_key_of_the_queue_once(monkeypatch):
+    method, batch = example(SwAV, **WIDTHS, prototypes=6, queue=15, queue_start=0, steps=3)
+    z = method.projector(method.encoder(batch.views[0].images))
+    scores, of_keys = method.prototypes(z), method.prototypes(method.queues[0].keys)
+    expected = sinkhorn(torch.cat([of_keys, scores]), 0.05, 3)[-8:]
+    codes = method.codes(z, scores, copy.deepcopy(method.queues[0]), batch)
+    assert torch.allclose(codes, expected, rtol=0, atol=1e-12)
+    balanced = []                                        # what each process in turn would balance with the other
+    with monkeypatch.context() as patch:
+        patch.setattr("ssl_zoo.methods.swav.sinkhorn", lambda scores, *_: balanced.append(scores) or scores)
+        patch.setattr(distributed, "world_size", lambda: 2)
+        patch.setattr(distributed, "gather", lambda x: torch.cat([x, x]))
+        for rank, rows in enumerate((slice(4), slice(4, 8))):
+            patch.setattr(distributed, "rank", lambda rank=rank: rank)
+            part = batch._replace(index=batch.index[rows])
+            method.codes(z[rows], scores[rows], copy.deepcopy(method.queues[0]), part)
+    assert [len(rows) for rows in balanced] == [8 + 4, 7 + 4]
+    codes = sinkhorn(torch.cat(balanced), 0.05, 3).split([8, 4, 7, 4])
+    assert torch.allclose(torch.cat([codes[1], codes[3]]), expected, rtol=0, atol=1e-12)
 
 
 def test_barlow_twins_is_its_two_sums():
@@ -536,6 +568,20 @@ def test_the_written_out_matches_are_those_of_the_geometry():
     distances = cell_distances(first.boxes, first.flipped, second.boxes, second.flipped, 4, 4)
     assert torch.equal(distances < 0.7, torch.tensor(written_out_matches(first, second, 4, 0.7)))
     assert first.flipped.any()
+
+
+@pytest.mark.parametrize("cls", [PixPro, PixContrast])
+def test_cells_exactly_at_the_threshold_do_not_match(cls):
+    method, batch = example(cls, **WIDTHS)
+    box, still = torch.tensor([[0.0, 0, 0.75, 1]] * 8).double(), torch.zeros(8, 2, dtype=torch.bool)
+    distances = cell_distances(box, still, box, still, 4, 4)          # cells of 3 by 4 sixteenths: a diagonal of 5
+    assert (distances == 1).sum((1, 2)).tolist() == [4 * 9] * 8       # each 2 x 2 cells have two diagonals, both ways
+    batch = batch._replace(views=[view._replace(boxes=box, flipped=still) for view in batch.views])
+    losses = []
+    for method.threshold in (0.9, 1.0, 1.1):
+        losses.append(method.training_loss(batch).item())
+    assert losses[0] == losses[1]
+    assert losses[1] != pytest.approx(losses[2], abs=1e-6)
 
 
 # How state moves while a run trains
