@@ -2,10 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
-
-import torch
-from torch import Tensor
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -33,10 +30,7 @@ class WarmupCosine:
         return cosine(1.0, self.final, min(1.0, (progress - self.warmup) / (1 - self.warmup)))
 
 
-Progress = TypeVar("Progress", float, Tensor)
-
-
-def cosine(start: float, end: float, progress: Progress) -> Progress:
+def cosine(start: float, end: float, progress: Any) -> Any:
     """`start` at progress 0, `end` at progress 1, half a cosine between; a tensor for a tensor (`batch.progress`)."""
-    share = torch.cos(math.pi * progress) if isinstance(progress, Tensor) else math.cos(math.pi * progress)
-    return end + (start - end) * 0.5 * (1 + share)
+    angle = math.pi * progress
+    return end + (start - end) * 0.5 * (1 + (math.cos(angle) if isinstance(angle, float) else angle.cos()))
