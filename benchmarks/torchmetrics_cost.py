@@ -21,8 +21,9 @@ from torchmetrics.functional.retrieval import retrieval_average_precision, retri
 
 from ssl_zoo.evaluation.dense import confusion, mean_iou
 from ssl_zoo.evaluation.features import Features
-from ssl_zoo.evaluation.nearest import inverse_norms, unit
+from ssl_zoo.evaluation.nearest import inverse_norms
 from ssl_zoo.evaluation.retrieval import judge
+from ssl_zoo.losses import unit
 
 TEST, BANK, WIDTH, CLASSES, QUERIES = 10_000, 50_000, 128, 10, 50
 MASKS, SIDE, PIXEL_CLASSES, IGNORE = 8, 512, 21, 255

@@ -21,7 +21,7 @@ from ssl_zoo.data.sources import Files, Loader, Resident
 from ssl_zoo.encoders import NarrowResNet
 from ssl_zoo.evaluation import Evaluation, score
 from ssl_zoo.evaluation.augmented import linear_simclr
-from ssl_zoo.evaluation.callback import ScoreRecorder, hardest
+from ssl_zoo.evaluation.callback import Report, ScoreRecorder, hardest
 from ssl_zoo.evaluation.features import Features, Pass, nearest_of_all, once
 from ssl_zoo.evaluation.knn import VOTES, knn_scores
 from ssl_zoo.evaluation.nearest import nearest
@@ -621,3 +621,46 @@ def test_of_several_evaluations_the_first_measures_for_all(tmp_path):
         running.validate(simclr(), [Loader(spotted([]), 4)] * 2, verbose=False)
     assert [[one.name for one in found.protocols] for found in both] == [["naive_bayes", "health"], []]
     assert running.callback_metrics.keys() >= {"naive_bayes", "health/rankme"}
+
+
+# Raw pixels in the report
+
+class Fussy(Protocol):
+    """Finds fault with raw pixels."""
+
+    name = "fussy"
+    quantities = {"fussy": Quantity("1 for features")}
+
+    def measure(self, train, test, context):
+        if context.name == "raw pixels":
+            raise ValueError("pixels are no features")
+        return Measured({"fussy": score.number(1.0)})
+
+
+@pytest.mark.parametrize(("steps", "there"), [(-1, True), (2, False), (0, False)])
+def test_raw_pixels_are_measured_over_all_images_or_not_at_all(tmp_path, data, steps, there):
+    report = Report(raw_pixels=True)
+    trainer(tmp_path, Evaluation(["nearest_class_mean"]), report, max_epochs=1, num_sanity_val_steps=steps).fit(
+        simclr(), datamodule=data)
+    assert list(report.columns) == (["raw pixels", "untrained encoder"] if there else []) + ["epoch 1"]
+
+
+def test_a_protocol_that_cannot_measure_raw_pixels_ends_no_run(tmp_path, data):
+    report = Report(raw_pixels=True)
+    with pytest.warns(UserWarning, match="fussy: pixels are no features"):
+        trainer(tmp_path, Evaluation([Fussy(), "nearest_class_mean"]), report, max_epochs=1,
+                num_sanity_val_steps=-1).fit(simclr(), datamodule=data)
+    assert list(report.columns["raw pixels"]) == ["nearest_class_mean"]
+    assert list(report.columns["epoch 1"]) == ["fussy", "nearest_class_mean"]
+
+
+def test_a_validation_by_itself_is_no_epoch_of_the_report(tmp_path, data):
+    evaluation, report = Evaluation(["nearest_class_mean"]), Report()
+    trainer(tmp_path, evaluation, report).validate(simclr(), datamodule=data, verbose=False)
+    assert report.columns == {}
+    assert list(evaluation.latest) == ["nearest_class_mean"]
+
+
+def test_a_protocol_listed_twice_is_refused():
+    with pytest.raises(ValueError, match="the protocol knn is listed 2 times, and its scores would overwrite"):
+        Evaluation(["knn", "health", Knn(["knn_dino"])])

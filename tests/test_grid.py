@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from ssl_zoo.evaluation.features import Features
-from ssl_zoo.evaluation.grid import CELLS, Cell, hold_out, linear_grid, statistics, train_heads
+from ssl_zoo.evaluation.grid import CELLS, Cell, kept_and_held, linear_grid, statistics, train_heads
 
 
 def normal(*shape, seed=0):
@@ -98,7 +98,7 @@ def test_a_head_that_overflows_leaves_the_others_bit_equal():
 @pytest.mark.parametrize(("count", "held"), [(1, 0), (2, 1), (9, 1), (19, 1), (20, 2), (100, 10)])
 def test_a_tenth_of_each_class_is_held_out_and_one_of_a_small_class(count, held):
     labels = torch.cat([torch.full((count,), 3), torch.full((50,), 1)])[normal(count + 50).argsort()]
-    kept, out = hold_out(labels)
+    kept, out = kept_and_held(labels)
     assert (labels[out] == 3).sum() == held
     assert (labels[out] == 1).sum() == 5
     assert torch.equal(torch.cat([kept, out]).sort().values, torch.arange(count + 50))
@@ -106,8 +106,8 @@ def test_a_tenth_of_each_class_is_held_out_and_one_of_a_small_class(count, held)
 
 def test_what_is_held_out_is_drawn_and_the_same_each_time():
     labels = torch.arange(1000) % 10
-    kept, held = hold_out(labels)
-    assert torch.equal(hold_out(labels)[1], held)
+    kept, held = kept_and_held(labels)
+    assert torch.equal(kept_and_held(labels)[1], held)
     assert torch.equal(kept.sort().values, kept)
     assert torch.equal(held.sort().values, held)
     assert 400 < held.double().mean() < 600                           # neither the first nor the last of each class
@@ -127,7 +127,7 @@ def test_the_grid_is_24_cells_with_even_steps_of_the_rate():
 def test_the_grid_is_its_cells_trained_alone_on_the_kept_and_judged_on_the_held_out():
     parts = (blobs(300, width=30, spread=9.0, seed=seed) for seed in (0, 1))
     train, test = (Features(0.1 * part.x, *part[1:]) for part in parts)
-    kept, held = hold_out(train.labels)
+    kept, held = kept_and_held(train.labels)
     x, grid, losses = train.x[kept].double(), linear_grid(train, test), {}
     for cell in [cell for cell in CELLS if cell.lr < 0.5]:            # the others are chaotic in float32
         mean, std = (x.mean(0), x.std(0, correction=0)) if cell.batchnorm else (torch.zeros(30), torch.ones(30))

@@ -126,7 +126,7 @@ def learn(recipe: Recipe, encoder: Encoder, train: TrainingBatches, classes: int
           epochs: int) -> nn.Sequential:
     """A copy of the encoder and its linear layer after training. Views depend on (seed, epoch, batch) alone."""
     name, batch, steps = named(recipe, epochs), train.batch_size, len(train)
-    check(name, epochs, batch, steps)
+    require_steps(name, epochs, batch, steps)
     seed, device, augment = distributed.run_seed(), encoder.mean.device, crop_and_flip(size)
     with apart(seed, device), tqdm(total=epochs * steps, desc=name, unit="step", file=sys.stderr, disable=None) as bar:
         model = assemble(encoder, classes, recipe.frozen)
@@ -136,7 +136,7 @@ def learn(recipe: Recipe, encoder: Encoder, train: TrainingBatches, classes: int
             train.set_epoch(epoch)
             for step, (images, labels, *_) in enumerate(train):
                 if epoch == 0:                                       # once: on a GPU it waits, and no label changes
-                    check_labels(name, labels, classes)
+                    require_labels(name, labels, classes)
                 view, = augment(to(device, images), Key(seed, epoch, step, 0))
                 yield view.images, labels.to(device)
                 bar.update()
@@ -171,7 +171,7 @@ def to(device: torch.device, images: Tensor | Canvases | Crops) -> Tensor | Canv
     return images.to(device, non_blocking=True)
 
 
-def check(name: str, epochs: int, batch: int, steps: int) -> None:
+def require_steps(name: str, epochs: int, batch: int, steps: int) -> None:
     if epochs < 1:
         raise ValueError(f"{name} trains for at least 1 epoch, not {epochs}")
     if not steps:
@@ -180,7 +180,7 @@ def check(name: str, epochs: int, batch: int, steps: int) -> None:
         raise ValueError(f"{name} trains in one process, not in {distributed.world_size()}: evaluate on one device")
 
 
-def check_labels(name: str, labels: Tensor, classes: int) -> None:
+def require_labels(name: str, labels: Tensor, classes: int) -> None:
     for label in torch.stack(labels.aminmax()).tolist():
         if not 0 <= label < classes:
             raise ValueError(f"{name} needs labels from 0 to {classes - 1} for {classes} classes, and some batch has "

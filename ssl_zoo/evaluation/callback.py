@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -16,10 +17,10 @@ from ssl_zoo.distributed import run_folder
 from ssl_zoo.evaluation import report
 from ssl_zoo.evaluation.features import Features, Pass, no_accuracy, not_finite
 from ssl_zoo.evaluation.health import Distribution, similarities
-from ssl_zoo.evaluation.nearest import unit
 from ssl_zoo.evaluation.protocol import Context, Measured, Picture, Protocol
 from ssl_zoo.evaluation.protocols import find
 from ssl_zoo.export import save_encoder
+from ssl_zoo.losses import unit
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.pictures import publish
 
@@ -37,6 +38,10 @@ class Evaluation(pl.Callback):
 
     def __init__(self, protocols: Sequence[str | Protocol] = ("knn", "linear_cached", "health", "neighbours")):
         self.protocols = [find(one) if isinstance(one, str) else one for one in protocols]
+        names = [protocol.name for protocol in self.protocols]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"the protocol {twice[0]} is listed {names.count(twice[0])} times, and its scores would "
+                             "overwrite each other: list each protocol once")
         for protocol in self.protocols:
             if not protocol.quick:
                 raise ValueError(f"{protocol.name} takes too long for a run: leave it out, and measure the exported "
@@ -47,7 +52,7 @@ class Evaluation(pl.Callback):
         self.said: set[str] = set()              # sentences on what was left out; each is said once
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Where a trainer has several, the first takes over the others' protocols: the features are collected once."""
+        """Each callback in `former` is an Evaluation: the first takes over the protocols of the others."""
         first, *others = evaluations(trainer)
         for other in others:
             first.protocols, other.protocols = first.protocols + other.protocols, []
@@ -77,7 +82,7 @@ class Evaluation(pl.Callback):
                 self.say(sentence)
 
     def measure(self, features: Pass, given: Context) -> list[tuple[Protocol, Measured]]:
-        """What each protocol finds; one that cannot be measured is said, and the others are measured all the same."""
+        """What each protocol finds; one that raises a ValueError, or runs out of memory, is skipped with a warning."""
         lacking = no_accuracy(features.labels, given.classes)
         if lacking and (missing := [protocol.name for protocol in self.protocols if protocol.needs_labels]):
             self.say(f"{', '.join(missing)}: accuracy {lacking}")
@@ -88,7 +93,7 @@ class Evaluation(pl.Callback):
             parts = features.shares() if protocol.sharded else features.parts()
             try:
                 found.append((protocol, protocol.measure(parts[0], parts[-1], given)))
-            except ValueError as error:
+            except (ValueError, torch.OutOfMemoryError) as error:
                 self.say(f"{protocol.name}: {error}")
         return found
 
@@ -123,6 +128,7 @@ def context(trainer: pl.Trainer, method: pl.LightningModule) -> Context:
     """What protocols may look at during a run."""
     datamodule: Any = trainer.datamodule                 # type: ignore[attr-defined]
     name = "untrained encoder" if trainer.sanity_checking else f"epoch {trainer.current_epoch + 1}"
+    name = name if trainer.state.fn == "fit" else "encoder"      # Lightning restores no epoch where it only validates
     return Context(name, getattr(datamodule, "classes", []), partial(image, trainer.val_dataloaders), running=True)
 
 
@@ -170,14 +176,13 @@ class Report(pl.Callback):
                                 batch_idx: int, dataloader_idx: int = 0) -> None:
         assert isinstance(batch.images, Tensor)
         self.size = batch.images.shape[-1]
-        if self.raw_pixels and trainer.sanity_checking and trainer.world_size == 1:
+        if self.raw_pixels and self.of_untrained(trainer):
             pixels = batch.images.flatten(1).float() / 255
             self.pixels.add(dataloader_idx, batch_idx, Features(pixels, batch.labels, batch.index))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        whole_pass = trainer.num_sanity_val_steps == float("inf")   # Lightning's form of -1
-        if trainer.sanity_checking and (not whole_pass or report.BEFORE in self.columns):
-            return                            # of a few batches, or not of the untrained encoder
+        if trainer.state.fn != "fit" or trainer.sanity_checking and not self.of_untrained(trainer):
+            return                            # of a few batches, or of an encoder that has learnt already
         found = evaluations(trainer)
         if self.pixels.shares():
             self.columns[report.PIXELS] = of_pixels(found, self.pixels)
@@ -185,8 +190,15 @@ class Report(pl.Callback):
         name = report.BEFORE if trainer.sanity_checking else report.epoch(trainer.current_epoch + 1)
         self.columns[name] = {score: value for one in found for score, value in one.latest.items()}
 
+    def of_untrained(self, trainer: pl.Trainer) -> bool:
+        """Whether this evaluation is the first, and of all images: `num_sanity_val_steps` is -1, which becomes inf."""
+        everything = trainer.num_sanity_val_steps == float("inf")
+        return bool(trainer.sanity_checking and everything and report.BEFORE not in self.columns)
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Method)
+        if not isinstance(pl_module, Method):
+            raise ValueError(f"Report exports the encoder of a Method, and this is a {type(pl_module).__name__}: leave "
+                             "it out")
         folder = run_folder(trainer)
         if not trainer.is_global_zero or folder is None or not trainer.global_step:
             return
@@ -196,8 +208,10 @@ class Report(pl.Callback):
                             recipe=report.whole_recipe(folder, pl_module))
         text = report.run_table(self.columns, [one for found in evaluations(trainer) for one in found.protocols])
         (folder / "report.txt").write_text(text)
-        left = {"checkpoints": folder / "checkpoints", "exported encoder": path, "TensorBoard": folder,
+        left = {"checkpoints": folder / "checkpoints", "exported encoder": path,
                 "augmented views": folder / "views.png", "nearest neighbours": folder / "neighbours.png"}
+        if isinstance(trainer.logger, TensorBoardLogger):
+            left["TensorBoard"] = folder
         print("\n" + text)
         if not metrics:
             print(f"{now} was not evaluated: ssl-zoo evaluate {path}\n")
@@ -212,12 +226,10 @@ class Report(pl.Callback):
 
 def of_pixels(found: Sequence[Evaluation], pixels: Pass) -> dict[str, float]:
     """What the protocols that need labels find of raw pixels; the encoder's own results stay as they are."""
-    parts, scores = pixels.parts(), {}
-    for protocol in (one for evaluation in found if evaluation.latest for one in evaluation.protocols):
-        if protocol.needs_labels and not no_accuracy(pixels.labels):
-            measured = copy.copy(protocol).measure(parts[0], parts[-1], Context("raw pixels", running=True))
-            scores.update({name: score.value for name, score in measured.scores.items()})
-    return scores
+    of_raw = Evaluation([copy.copy(protocol) for evaluation in found if evaluation.latest
+                         for protocol in evaluation.protocols if protocol.needs_labels])
+    measured = of_raw.measure(pixels, Context("raw pixels", running=True))
+    return {name: score.value for _, one in measured for name, score in one.scores.items()}
 
 
 class ScoreRecorder(pl.Callback):

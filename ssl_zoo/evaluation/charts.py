@@ -25,7 +25,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from ssl_zoo.evaluation.dense import IGNORE, confusion, mean_iou
-from ssl_zoo.evaluation.lowshot import Cell
+from ssl_zoo.evaluation.lowshot import FewLabels
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 BRIGHT = np.array([to_rgb(colour) for colour in COLOURS])
@@ -228,7 +228,7 @@ def list_confusions(axes: Axes, counts: np.ndarray, shares: np.ndarray, names: S
 
 # Learning curves
 
-def learning_curves(cells: Sequence[Cell], title: str) -> Figure:
+def learning_curves(cells: Sequence[FewLabels], title: str) -> Figure:
     """Accuracy by labels per class, and beside it by percent of all labels: mean and deviation over the draws.
 
     Args:
@@ -255,7 +255,7 @@ def learning_curves(cells: Sequence[Cell], title: str) -> Figure:
     return figure
 
 
-def draw_curves(axes: Axes, cells: Sequence[Cell], looks: dict[tuple[str, str], dict[str, Any]]) -> None:
+def draw_curves(axes: Axes, cells: Sequence[FewLabels], looks: dict[tuple[str, str], dict[str, Any]]) -> None:
     """Draw a curve, which may be empty, for each encoder and classifier; the cells are all in percent, or none is."""
     for i, (curve, look) in enumerate(looks.items()):
         own = sorted(cell for cell in cells if cell[:2] == curve)

@@ -55,7 +55,7 @@ def logistic(x: Tensor, labels: Tensor, classes: int, *, standardise: bool = Tru
         classes: how many there are, C.
         standardise: divide by the deviation of all of `x` inside; the result still takes features as they are.
     """
-    check(x, labels, classes)
+    require_labels(x, labels, classes)
     std = moments(x.flatten(0, -2))[1] if standardise else x.new_ones(x.shape[-1]).double()   # the bias takes the mean
     if x.shape[-2] < x.shape[-1]:                       # W lies in the span of the images: N numbers instead of D
         span, inside = torch.linalg.qr((x.double() / std).mT)                              # [..., D, N], [..., N, N]
@@ -137,7 +137,7 @@ def naive_bayes(x: Tensor, labels: Tensor, classes: int) -> Linear:
         labels: [N], whole numbers below `classes`.
         classes: how many there are, C.
     """
-    check(x, labels, classes)
+    require_labels(x, labels, classes)
     counts = labels.bincount(minlength=classes).double()
     means = torch.zeros(classes, x.shape[1], dtype=torch.float64, device=x.device)
     for rows, truth in pieces(x, labels):
@@ -164,7 +164,7 @@ def nearest_class_mean(x: Tensor, labels: Tensor, classes: int) -> Linear:
         labels: [N], whole numbers below `classes`.
         classes: how many there are, C.
     """
-    check(x, labels, classes)
+    require_labels(x, labels, classes)
     sums = torch.zeros(classes, x.shape[1], dtype=torch.float64, device=x.device)
     for rows, truth in pieces(x, labels):
         sums.index_add_(0, truth, F.normalize(rows, dim=-1))
@@ -191,7 +191,7 @@ def pieces(x: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield rows.double(), truth
 
 
-def check(x: Tensor, labels: Tensor, classes: int) -> None:
+def require_labels(x: Tensor, labels: Tensor, classes: int) -> None:
     if not labels.numel():
         raise ValueError("0 images: a classifier needs 1 or more")
     if x.shape[:-1] != labels.shape:

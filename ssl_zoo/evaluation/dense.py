@@ -44,8 +44,8 @@ def confusion(predictions: Tensor, truth: Tensor, classes: int) -> Tensor:
                          "to its size")
     known = truth != IGNORE
     predictions, truth = predictions[known].long(), truth[known].long()
-    check_range(predictions, classes)
-    check_range(truth, classes)
+    require_range(predictions, classes)
+    require_range(truth, classes)
     return torch.bincount(truth * classes + predictions, minlength=classes ** 2).view(classes, classes)
 
 
@@ -82,7 +82,7 @@ def dense_linear(train_maps: Tensor, train_masks: Tensor, test_maps: Tensor, tes
         lr: of Adam at the first step.
         seed: decides the order of the images.
     """
-    check(test_maps, test_masks, classes)      # before the training
+    require_masks(test_maps, test_masks, classes)      # before the training
     head = train_dense_head(train_maps, train_masks, classes, epochs=epochs, batch=batch, lr=lr, seed=seed)
     return dense_iou(head, test_maps, test_masks, classes, batch)
 
@@ -90,7 +90,7 @@ def dense_linear(train_maps: Tensor, train_masks: Tensor, test_maps: Tensor, tes
 @torch.no_grad()
 def dense_iou(head: Head, maps: Tensor, masks: Tensor, classes: int, batch: int = 16) -> IoU:
     """The IoU of what a trained head predicts for the pixels of `masks` [N, H, W] from `maps` [N, D, h, w]."""
-    check(maps, masks, classes)
+    require_masks(maps, masks, classes)
     counts = torch.zeros(classes, classes, dtype=torch.long, device=maps.device)
     with torch.autocast(maps.device.type, enabled=False):
         for some, truth in zip(maps.split(batch), masks.split(batch), strict=True):
@@ -98,17 +98,17 @@ def dense_iou(head: Head, maps: Tensor, masks: Tensor, classes: int, batch: int 
     return mean_iou(counts)
 
 
-def check(maps: Tensor, masks: Tensor, classes: int) -> None:
+def require_masks(maps: Tensor, masks: Tensor, classes: int) -> None:
     if maps.ndim != 4 or masks.ndim != 3 or len(maps) != len(masks):
         raise ValueError(f"a dense probe reads maps [N, D, h, w] with masks [N, H, W], not {list(maps.shape)} with "
                          f"{list(masks.shape)}: one mask for each map")
     known = masks[masks != IGNORE]
     if not len(known):
         raise ValueError("no pixel of the masks has a class: every one is 255, which is ignored")
-    check_range(known, classes)
+    require_range(known, classes)
 
 
-def check_range(labels: Tensor, classes: int) -> None:
+def require_range(labels: Tensor, classes: int) -> None:
     if len(labels) and not 0 <= (extremes := torch.stack(labels.aminmax())).min() <= extremes.max() < classes:
         raise ValueError(f"pixels have classes from {extremes[0]} to {extremes[1]}, and {classes} classes are 0 to "
                          f"{classes - 1}, or 255 in a mask for pixels to ignore")
@@ -117,7 +117,7 @@ def check_range(labels: Tensor, classes: int) -> None:
 def train_dense_head(maps: Tensor, masks: Tensor, classes: int, *, epochs: int = 10, batch: int = 16, lr: float = 0.05,
                      seed: int = 0) -> Head:
     """A head for the cells of `maps`, learnt from the pixels of `masks`. The run's random numbers are not touched."""
-    check(maps, masks, classes)
+    require_masks(maps, masks, classes)
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(maps.device.type, enabled=False):
         head = Head(*channel_statistics(maps), classes)
 

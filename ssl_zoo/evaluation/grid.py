@@ -53,9 +53,9 @@ class Grid(NamedTuple):
 
 def linear_grid(train: Features, test: Features) -> Grid:
     """Run the protocol of this file on the features' device. A class that only `test` has is never predicted."""
-    check(train, test)
+    require_classes(train, test)
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(train.x.device.type, enabled=False):
-        kept, held = hold_out(train.labels)
+        kept, held = kept_and_held(train.labels)
         mean, std = statistics(train.x[kept])
         lr, weight_decay, _ = mean.new_tensor(CELLS).view(2, -1, 3).unbind(-1)
         weights = train_heads(train, kept, mean, std, lr, weight_decay, classes=int(train.labels.max()) + 1)
@@ -68,7 +68,7 @@ def linear_grid(train: Features, test: Features) -> Grid:
                 predictions)
 
 
-def check(train: Features, test: Features) -> None:
+def require_classes(train: Features, test: Features) -> None:
     for name, part in (("train", train), ("test", test)):
         if unknown := int((part.labels < 0).sum()):
             raise ValueError(f"{unknown} of {len(part.labels)} {name} images have no label: leave them out")
@@ -82,7 +82,7 @@ def check(train: Features, test: Features) -> None:
                          "two images")
 
 
-def hold_out(labels: Tensor) -> tuple[Tensor, Tensor]:
+def kept_and_held(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Places of `labels` [N] that train, and places that are held out for the choice, both ascending.
 
     Of a class of n images n // 10 are held out, but at least 1 if n > 1. They are drawn from seed 0 on the CPU.

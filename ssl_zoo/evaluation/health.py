@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ssl_zoo.evaluation.nearest import unit
+from ssl_zoo.losses import unit
 
 BINS = 100      # of a histogram of cosines, from -1 to 1
 EDGES = torch.linspace(-1, 1, BINS + 1)

@@ -18,7 +18,7 @@ PERCENT = (1, 10)                # of the labels of each class, rounded, at leas
 DRAWS = 5
 
 
-class Cell(NamedTuple):
+class FewLabels(NamedTuple):
     """One measurement from few labels."""
 
     encoder: str
@@ -28,10 +28,10 @@ class Cell(NamedTuple):
     score: Score
 
 
-def cells(columns: Mapping[str, Mapping[str, Score]]) -> list[Cell]:
+def cells(columns: Mapping[str, Mapping[str, Score]]) -> list[FewLabels]:
     """Those of all encoders, from their scores by name, as `lowshot` returns them; other scores are passed over."""
     named = [(encoder, name.split("/"), score) for encoder, scores in columns.items() for name, score in scores.items()]
-    return [Cell(encoder, parts[2], float(parts[1].removesuffix("%")), parts[1].endswith("%"), score)
+    return [FewLabels(encoder, parts[2], float(parts[1].removesuffix("%")), parts[1].endswith("%"), score)
             for encoder, parts, score in named if parts[0] == "lowshot"]
 
 
@@ -52,7 +52,7 @@ def lowshot(train: Features, test: Features, names: Sequence[str] = ()) -> tuple
     Returns:
         Scores by name: lowshot/5/knn from 5 labels per class, lowshot/1%/knn from 1 % of the labels.
     """
-    check(train, test)
+    require_labels(train, test)
     classes = int(torch.maximum(train.labels.max(), test.labels.max())) + 1
     mean, std = (column.float() for column in moments(train.x))
     queries = test.x.float()
@@ -76,7 +76,7 @@ def lowshot(train: Features, test: Features, names: Sequence[str] = ()) -> tuple
     return scores, left_out
 
 
-def check(train: Features, test: Features) -> None:
+def require_labels(train: Features, test: Features) -> None:
     require_finite(train.x, "training")
     require_finite(test.x, "test")
     unknown = int((test.labels < 0).sum())

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from ssl_zoo.losses import unit
 
 TILE_QUERIES, TILE_ROWS = 512, 512   # how many queries and rows of the bank are compared at a time
 SAMPLE = 2048              # rows of the bank from which the cosine of the k-th nearest is guessed
@@ -41,11 +42,13 @@ def nearest(queries: Tensor, bank: Tensor, k: int, own: Tensor | None = None) ->
 
 def nearest_by_chunk(queries: Tensor, bank: Tensor, k: int, own: Tensor | None = None
                      ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield what `nearest` returns, for a few hundred queries at a time.
+    """Yield what `nearest` returns, for one tile of queries after the other.
 
     The result is exact. Features in half precision are compared in float32. Neither a normalised bank nor the matrix of
     cosines is ever held as a whole: tiles of queries and rows are compared one by one, and the nearest so far are kept.
     """
+    if not len(queries) or not len(bank):
+        raise ValueError(f"{len(queries)} queries have no neighbours among {len(bank)} images: are they images?")
     queries, bank = queries.detach(), bank.detach()
     inverse = inverse_norms(bank)
     wanted = min(k + (own is not None), len(bank))
@@ -70,11 +73,6 @@ def working(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def unit(x: Tensor) -> Tensor:
-    """Rows of length 1, in float32 at least: in float16 the squares overflow."""
-    return F.normalize(working(x), dim=-1)
-
-
 def inverse_norms(x: Tensor) -> Tensor:
     """One over the length of each row, [N]: cosines are divided by the lengths, so the bank need not be copied."""
     norms = torch.cat([torch.linalg.vector_norm(working(rows), dim=-1) for rows in x.split(tile(x.device)[1])])
@@ -82,10 +80,10 @@ def inverse_norms(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
+def ieee_products() -> Iterator[None]:
     """Multiply float32 matrices in float32, even if the run allows bfloat16 or TF32 for speed."""
-    known: Any = torch.backends
-    backends = [known.mkldnn.matmul, known.cuda.matmul]
+    settings: Any = torch.backends
+    backends = [settings.mkldnn.matmul, settings.cuda.matmul]
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:
@@ -134,7 +132,7 @@ class Best:
         return cosines, places
 
 
-@full_precision()
+@ieee_products()
 def search(queries: Tensor, bank: Tensor, inverse: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Cosines and places [m, k] of the nearest rows of `bank` [N, D], in no order.
 
@@ -197,7 +195,7 @@ def no_beta_warning() -> Iterator[None]:
         yield
 
 
-@full_precision()
+@ieee_products()
 @no_beta_warning()
 def sieve(queries: Tensor, bank: Tensor, inverse: Tensor, k: int, sample: Tensor) -> tuple[Tensor, Tensor]:
     """What `search` returns, from rough cosines by bfloat16 products and exact ones where they matter.
@@ -210,7 +208,7 @@ def sieve(queries: Tensor, bank: Tensor, inverse: Tensor, k: int, sample: Tensor
        was too high, and `search` does these queries again. It also takes over if too many rows remain for a gain.
     """
     rows = tile(queries.device)[1]
-    wrong = 2 ** -8 + queries.shape[1] * 2 ** -23       # both factors have 8 bits; and the rounding of the sum
+    wrong = 2 ** -8 + 2 ** -18 + queries.shape[1] * 2 ** -23   # two factors of 8 bits; and the rounding of the sum
     rough_queries = queries.to(sample.dtype)
     expected = k * len(sample) / len(bank)
     within = math.ceil(expected + 3.5 * math.sqrt(expected)) + 1   # 3.5 deviations: it seldom fails

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from ssl_zoo.data.sources import some
 from ssl_zoo.evaluation.features import Features
-from ssl_zoo.evaluation.nearest import inverse_norms, unit, working
+from ssl_zoo.evaluation.nearest import inverse_norms, working
 from ssl_zoo.evaluation.score import Score
+from ssl_zoo.losses import unit
 
 QUERIES = 1000        # at most this many, drawn by chance, the same ones every time
 NEAREST = (1, 5, 10)
