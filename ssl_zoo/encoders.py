@@ -314,6 +314,12 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
     """Load `state` into `module`, or say in one sentence how the two differ and change nothing."""
+    require_same_tensors(module, state, source)
+    module.load_state_dict(state)
+
+
+def require_same_tensors(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Refuse a state whose tensors have other names or shapes than the module's."""
     own = module.state_dict()
     missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
     reshaped = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
@@ -322,4 +328,3 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str | 
         raise ValueError(f"{source} is of another architecture: {len(missing)} tensors missing, {len(unexpected)} "
                          f"unexpected, {len(reshaped)} of another shape ({examples}, ...); build the same encoder "
                          "and heads as the run that wrote it")
-    module.load_state_dict(state)

@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
-from ssl_zoo.encoders import Encoder, check_size, evaluation_mode, load_strictly
+from ssl_zoo.encoders import Encoder, check_size, evaluation_mode, require_same_tensors
 from ssl_zoo.losses import require_scalar
 from ssl_zoo.optim import Group, Schedules, parameter_groups
 from ssl_zoo.schedules import WarmupCosine
@@ -117,4 +117,4 @@ class Method(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        load_strictly(self, checkpoint["state_dict"], "the checkpoint")
+        require_same_tensors(self, checkpoint["state_dict"], "the checkpoint")
