@@ -12,7 +12,7 @@ from torchvision.transforms import RandomResizedCrop
 from ssl_zoo.views import Augmentation, Key
 from ssl_zoo.views.operations import Jitter, flat, jitter_steps
 from ssl_zoo.views.specs import ViewSpec
-from ssl_zoo.views.tables import ROW, boxes, draw
+from ssl_zoo.views.tables import COLUMNS, boxes, draw
 
 KEY = Key(seed=7, epoch=3, batch=11, rank=1)
 CHANCE = 1e-4                                    # a draw that is right fails with this probability; the seeds are fixed
@@ -96,7 +96,7 @@ def test_each_image_of_a_batch_of_different_sizes_has_crops_as_its_own_size_give
 
 
 def test_a_box_is_left_top_right_bottom_as_shares_of_its_own_image():
-    drawn = np.zeros((2, 2), ROW)
+    drawn = np.zeros((2, 2), COLUMNS)
     drawn["crop"] = [[(10, 40, 30, 120), (0, 0, 50, 20)], [(0, 0, 40, 200), (25, 5, 1, 1)]]
     expected = [[(0.2, 0.25, 0.8, 1), (0, 0, 1, 1)], [(0, 0, 1, 1), (0.25, 0.5, 0.3, 0.52)]]
     assert np.allclose(boxes(drawn, np.array([(40, 200), (50, 20)])), expected)

@@ -9,7 +9,7 @@ import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
 from ssl_zoo.views import Augmentation, Canvases, Crops, Key, View, ViewSpec
-from ssl_zoo.views.tables import ROW, TRIES
+from ssl_zoo.views.tables import COLUMNS, TRIES
 
 Crop = tuple[int, int, int, int]   # top, left, height, width
 
@@ -33,7 +33,7 @@ def draw(specs: Sequence[ViewSpec], images: Sequence[Tensor], key: Key) -> tuple
     where the views come from and that no colour is left to change.
     """
     pixels = [torch.empty(spec.count, len(images), 3, spec.size, spec.size, dtype=torch.uint8) for spec in specs]
-    tables = [np.zeros((spec.count, len(images)), ROW) for spec in specs]
+    tables = [np.zeros((spec.count, len(images)), COLUMNS) for spec in specs]
     seeds = np.random.SeedSequence(list(key)).generate_state(len(images))
     with torch.random.fork_rng(devices=[]):
         for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):

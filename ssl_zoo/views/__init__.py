@@ -1,9 +1,9 @@
-"""Views: rows of a recipe as distributions, drawn on the host, cut and coloured on the device.
+"""Views: each row of a recipe is a distribution; its numbers are drawn on the host, its pixels made on the device.
 
-specs.py says what a row may be, tables.py draws its numbers, crops.py cuts and knows places, operations.py changes
-pixels (with the mathematics in colour.py), kornia_ops.py adds Kornia's, and pipeline.py puts them together. A new
-operation of our own is a field of `ViewSpec` and a class in operations.py, whose first lines say how; one of Kornia's
-needs no code, for a row takes it in `extra`.
+specs.py defines a row, tables.py draws its random numbers, crops.py cuts and compares regions, operations.py changes
+pixels (with the mathematics in colour.py), kornia_ops.py runs Kornia's augmentations, pipeline.py puts these together,
+and preview.py makes pictures of the result. To add an operation of your own, follow the first lines of operations.py.
+To use one of Kornia's, write no code and name it in a row's `extra`.
 """
 
 from ssl_zoo.distributed import Key

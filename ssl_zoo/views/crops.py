@@ -1,4 +1,8 @@
-"""Where a view comes from: crop, resize and flip as two matrix products, and the place of a view in its source."""
+"""Crops and their geometry: cut, resize and flip a batch with two matrix products, and compare places in the source.
+
+A *crop* is a region of a source image in whole pixels. A *box* is the same region in shares of the source, which is
+what methods such as PixPro and SlotCon compare.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -6,11 +10,12 @@ from torch import Tensor
 
 
 def bilinear(x: Tensor) -> Tensor:
-    return x.abs_().neg_().add_(1).clamp_min_(0)    # in place: this is a good part of the time of small views
+    """The triangle 1 - |x|, zero from 1 on. Overwrites `x`, because allocating a result slows small views down."""
+    return x.abs_().neg_().add_(1).clamp_min_(0)
 
 
 def bicubic(x: Tensor) -> Tensor:
-    """Keys' kernel with a = -0.5, as PIL and torch's antialiased resize have it."""
+    """Keys' cubic kernel with a = -0.5, the one that PIL and torch's antialiased resize use; zero from 2 on."""
     x = x.abs()
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
@@ -22,70 +27,85 @@ KERNELS = {"bilinear": bilinear, "bicubic": bicubic}
 
 def resampling_matrices(start: Tensor, length: Tensor, inputs: int, outputs: int, interpolation: str,
                         flipped: Tensor | None = None, total: float = 1.0) -> Tensor:
-    """Matrices [N, outputs, inputs] that resize the pixels `start` to `start + length` of a line to `outputs` pixels.
+    """Write the crop, resize and flip of one line of pixels as a matrix.
 
-    The weights are those of `F.interpolate(antialias=True, align_corners=False)` on the cropped line: a kernel as wide
-    as an output pixel where that is larger than an input pixel, rows that sum to `total`, nothing from outside.
+    The weights equal those of `F.interpolate(antialias=True, align_corners=False)` applied to the cropped line. When
+    shrinking, the kernel is stretched to the width of an output pixel, so that every input pixel counts. Pixels outside
+    the crop get no weight, and the weights of each output pixel sum to `total`.
 
     Args:
-        start, length: [N] in pixels, whole numbers.
+        start: [N] first pixel of each crop, a whole number.
+        length: [N] pixels in each crop, a whole number of at least 1.
+        inputs: pixels in the line.
+        outputs: pixels to resize to.
         interpolation: "bilinear" or "bicubic".
-        flipped: [N], nonzero where the outputs come in reverse order.
+        flipped: [N], nonzero where the outputs come in reverse order; None for no flips.
+        total: sum of the weights of an output pixel. Pass 1 / 255 to map bytes to [0, 1] on the way.
+
+    Returns:
+        [N, outputs, inputs] float32.
     """
     output = torch.arange(outputs, device=start.device, dtype=torch.float32)[None]              # [1, O]
     if flipped is not None:
         output = torch.where(flipped[:, None] > 0, outputs - 1 - output, output)                # [N, O]
     scale = (length / outputs)[:, None]
-    centre = (output + 0.5) * scale                                                             # from the crop's edge
+    centre = (output + 0.5) * scale                                            # in input pixels from the crop's edge
     pixel = torch.arange(inputs, device=start.device, dtype=torch.float32) + 0.5 - start[:, None]    # [N, I]
     inside = ((pixel > 0) & (pixel < length[:, None])).float()[:, None]                         # [N, 1, I]
-    reach = 1 / scale.clamp_min(1)                                                              # the antialias
+    reach = 1 / scale.clamp_min(1)                                             # antialias: stretch, but never shrink
     weights = KERNELS[interpolation]((pixel * reach)[:, None] - (centre * reach)[:, :, None]).mul_(inside)
     return weights.mul_(total / weights.sum(-1, keepdim=True))
 
 
 def crop_and_resize(images: Tensor, crops: Tensor, size: int, interpolation: str,
                     dtype: torch.dtype = torch.float32) -> Tensor:
-    """V crops of each of B images, resized with antialias to a square and flipped, without a loop or a gather.
+    """Cut V crops from each of B images, resize them to a square with antialias, and flip them, without a loop.
 
-    Equals torchvision's `resized_crop(antialias=True)` on float images, with bicubic overshoot cut off at the end (PIL
-    cuts off after each direction, which differs at hard edges).
+    Equals torchvision's `resized_crop(antialias=True)` on float images. Bicubic overshoot is clamped once at the end;
+    PIL clamps after each direction, which differs at hard edges.
+
+    A crop resized in both directions is `vertical @ image @ horizontal.T`. All crops of a batch are then two batched
+    matrix products, whatever their places and sizes, with no gather and no kernel launch for each crop. The first
+    product stacks the V vertical matrices of an image, so that its pixels are read once for all of its views.
 
     Args:
         images: [B, C, H, W], uint8 or float in [0, 1].
-        crops: [V, B, 6]: top, left, height, width in pixels, whole numbers inside the image; then nonzero where left
-            and right change places, and where top and bottom do.
-        size: side of the result in pixels.
-        dtype: of the products' operands. Half precision takes a GPU's tensor cores: 0.03 of 255 off on average, 0.3 at
-            most (bfloat16: ten times that).
+        crops: [V, B, 6]. First top, left, height and width: whole pixels, inside the image. Then two flips, nonzero
+            to mirror left to right and top to bottom.
+        size: side of the result, pixels.
+        interpolation: "bilinear" or "bicubic".
+        dtype: type in which the products are computed. Float16 uses a GPU's tensor cores and is off by 0.03 of 255 on
+            average and 0.3 at most; bfloat16 by ten times that.
 
     Returns:
-        [V, B, C, size, size] float32 in [0, 1], not contiguous: whoever keeps it copies it once, to where it goes.
+        [V, B, C, size, size] float32 in [0, 1], not contiguous. If you keep it, copy it to where you need it.
     """
-    (views, batch), (_, channels, rows, columns) = crops.shape[:2], images.shape
+    (views, batch), (_, channels, tall, wide) = crops.shape[:2], images.shape
     top, left, height, width, flipped, vertically = crops.transpose(0, 1).reshape(-1, 6).unbind(1)     # [B * V] each
     brightest = 255 if images.dtype == torch.uint8 else 1
-    vertical = resampling_matrices(top, height, rows, size, interpolation, vertically, 1 / brightest).to(dtype)
-    horizontal = resampling_matrices(left, width, columns, size, interpolation, flipped).to(dtype)
-    lines = images.transpose(1, 2).to(dtype).contiguous()                              # read once for all V views
-    y = torch.bmm(vertical.view(batch, views * size, rows), lines.view(batch, rows, channels * columns))
-    y = torch.bmm(y.view(batch * views, size * channels, columns), horizontal.transpose(1, 2))         # [B*V, S*C, S]
+    vertical = resampling_matrices(top, height, tall, size, interpolation, vertically, 1 / brightest).to(dtype)
+    horizontal = resampling_matrices(left, width, wide, size, interpolation, flipped).to(dtype)
+    lines = images.transpose(1, 2).to(dtype).contiguous()                                             # [B, H, C, W]
+    y = torch.bmm(vertical.view(batch, views * size, tall), lines.view(batch, tall, channels * wide))  # [B, V*S, C*W]
+    y = torch.bmm(y.view(batch * views, size * channels, wide), horizontal.transpose(1, 2))            # [B*V, S*C, S]
     y = y.view(batch, views, size, channels, size).permute(1, 0, 3, 2, 4).float()
     return y.clamp_(0, 1) if interpolation == "bicubic" else y
 
 
 def cell_centres(boxes: Tensor, flipped: Tensor, height: int, width: int) -> Tensor:
-    """Where in the source image the cells of a view's `height` x `width` map lie.
+    """Find where in the source image the cells of a view's feature map are centred.
 
     Args:
-        boxes: [B, 4] left, top, right, bottom as shares of the source.
-        flipped: [B, 2] bool: left and right have changed places, top and bottom have.
+        boxes: [B, 4] left, top, right, bottom of the view, as shares of the source.
+        flipped: [B, 2] bool, whether the view is mirrored left to right and top to bottom.
+        height: cells of the map from top to bottom.
+        width: cells of the map from left to right.
 
     Returns:
-        [B, height, width, 2]: x and y as shares of the source image.
+        [B, height, width, 2], x and y as shares of the source image.
     """
     start, end = boxes[:, None, :2], boxes[:, None, 2:]                                       # [B, 1, 2]
-    start, end = torch.where(flipped[:, None], end, start), torch.where(flipped[:, None], start, end)
+    start, end = torch.where(flipped[:, None], end, start), torch.where(flipped[:, None], start, end)   # walk backwards
     x = (torch.arange(width, device=boxes.device) + 0.5) / width
     y = (torch.arange(height, device=boxes.device) + 0.5) / height
     across = start[..., 0] + x * (end - start)[..., 0]                                        # [B, width]
@@ -95,13 +115,28 @@ def cell_centres(boxes: Tensor, flipped: Tensor, height: int, width: int) -> Ten
 
 def cell_distances(boxes: Tensor, flipped: Tensor, other_boxes: Tensor, other_flipped: Tensor, height: int,
                    width: int) -> Tensor:
-    """How far each cell of a view's map lies from each of another view's, in diagonals of the larger of the two cells.
+    """Measure how far each cell of a view's feature map is from each cell of another view's, in the source image.
 
-    The distance of PixPro, arXiv:2011.10043, sec. 3.1, whose cells match below 0.7. Its code measures boxes from pixel
-    centre to pixel centre (width - 1) and then cuts them like edges, up to a pixel off; here they are edges throughout.
+    The unit is the diagonal of the larger of the two views' cells. This is the distance of PixPro, arXiv:2011.10043,
+    sec. 3.1, where two cells match below 0.7. PixPro's code takes a box from the centre of its first pixel to the
+    centre of its last (width - 1) but divides it into cells as if it went from edge to edge, which is up to a pixel
+    off; here a box always goes from edge to edge. Distances are taken in shares of the source's width and height, so
+    a source that is not square is measured as if it were.
+
+    Args:
+        boxes: [B, 4] left, top, right, bottom of the first view, as shares of the source.
+        flipped: [B, 2] bool, whether the first view is mirrored left to right and top to bottom.
+        other_boxes: [B, 4] of the second view.
+        other_flipped: [B, 2] of the second view.
+        height: cells of both maps from top to bottom.
+        width: cells of both maps from left to right.
 
     Returns:
-        [B, height * width, height * width], row by row; x and y are shares of the source, whatever its shape.
+        [B, height * width, height * width]: cells of the first view by cells of the second, each from left to right
+        and then from top to bottom.
+
+    Raises:
+        ValueError: if the maps have a single cell.
     """
     if height * width == 1:
         raise ValueError("cells are matched on feature maps of more than one cell, and this encoder's map of the views "
@@ -114,38 +149,42 @@ def cell_distances(boxes: Tensor, flipped: Tensor, other_boxes: Tensor, other_fl
 
 
 def intersection(boxes: Tensor, others: Tensor) -> Tensor:
-    """Boxes [B, 4] of what two boxes of each image share; of no width or height where they share nothing."""
+    """Intersect two boxes [B, 4] of each image.
+
+    Returns:
+        [B, 4] left, top, right, bottom; its width or height is 0 where the two boxes share nothing.
+    """
     start = torch.maximum(boxes[:, :2], others[:, :2])
     return torch.cat([start, torch.maximum(start, torch.minimum(boxes[:, 2:], others[:, 2:]))], 1)
 
 
 def area(boxes: Tensor) -> Tensor:
-    """[B]: shares of the source image."""
+    """The areas [B] of boxes [B, 4], as shares of the source image."""
     return (boxes[:, 2:] - boxes[:, :2]).prod(1)
 
 
 def overlap(boxes: Tensor, others: Tensor) -> Tensor:
-    """[B]: the share of each of `boxes` that lies in the other box of its image."""
+    """The share [B] of each of `boxes` [B, 4] that the other box of the same image covers. It is not symmetric."""
     return area(intersection(boxes, others)) / area(boxes)
 
 
 def inverse_sample(maps: Tensor, boxes: Tensor, flipped: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """What a view's feature map says about places of the source image, such as another view's `cell_centres`.
+    """Look up a view's feature map at places of the source image, such as the `cell_centres` of another view.
 
-    Bilinear between the map's cells, and the nearest cell's value within half a cell of the border.
+    Interpolates bilinearly between the map's cells. Within half a cell of the border, takes the nearest cell's value.
 
     Args:
-        maps: [B, D, h, w].
-        boxes: [B, 4] of the view.
-        flipped: [B, 2] of the view.
-        centres: [B, height, width, 2]: x and y as shares of the source image.
+        maps: [B, D, h, w] feature maps of the view.
+        boxes: [B, 4] left, top, right, bottom of the view, as shares of the source.
+        flipped: [B, 2] bool, whether the view is mirrored left to right and top to bottom.
+        centres: [B, height, width, 2], x and y as shares of the source image.
 
     Returns:
-        The samples [B, D, height, width], and whether each place lies in the view [B, height, width]; outside it the
-        samples are 0.
+        The samples [B, D, height, width], 0 outside the view; and a bool [B, height, width], whether each place is
+        inside the view.
     """
     start, end = boxes[:, None, None, :2], boxes[:, None, None, 2:]
-    grid = 2 * (centres - start) / (end - start) - 1          # -1 at the left or top edge of the box, 1 at the others
+    grid = 2 * (centres - start) / (end - start) - 1          # -1 at the box's left or top edge, 1 at the other
     inside = (grid.abs() <= 1).all(-1)
     grid = torch.where(flipped[:, None, None], -grid, grid).to(maps.dtype)
     sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)

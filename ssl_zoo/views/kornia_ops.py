@@ -1,11 +1,11 @@
-"""Kornia's augmentations in a row of views: any of them, drawn from the batch's key and batched on the views' device.
+"""Run any of Kornia's augmentations at the end of a row, on the device of the views and repeatable by the batch's key.
 
-Kornia draws from torch's global generator and, where its modules are on a GPU, reads its draws back from there. So its
-modules stay on the CPU, outside Lightning's tree of modules, and draw under a seeded copy of the CPU's generator; the
-few numbers that they have drawn follow the images to the device without a wait. A row's draws then depend on the
-batch's key, the row's place and the number of its views, and on nothing else.
+Kornia draws its random numbers from torch's global generator, and a Kornia module on a GPU reads them back from there,
+which makes the host wait. So its modules stay on the CPU, where Lightning does not find and move them. They draw while
+the CPU's generator is seeded for the batch, and the few numbers follow the images to the device without a wait. These
+numbers depend on the batch's key, the row's place in the recipe and the number of its views, and on nothing else.
 
-This module is imported only for a recipe that has `extra`: Kornia takes more than a second to import.
+Only a recipe with `extra` imports this file, because importing Kornia takes more than a second.
 """
 
 import copy
@@ -25,42 +25,45 @@ REFUSED = {
     "Denormalize": "normalisation is the encoder's first layer, and views stay in [0, 1]",
     "RandomDissolving": "it draws while it is applied, so that no run could be resumed or repeated",
 }
-GENERATOR: torch.Generator = torch.default_generator   # the CPU's; torch.manual_seed would seed every GPU's as well
+GENERATOR: torch.Generator = torch.default_generator   # the CPU's; torch.manual_seed would seed all GPUs too
 
 
 class Extra:
-    """The Kornia augmentations of one row, one after another.
+    """The Kornia augmentations of one row, to run one after another.
 
     Args:
-        entries: each a module, or its class path and arguments as a recipe has them.
+        entries: Kornia modules, or their class_path and init_args as a recipe has them.
         size: side of the row's views, pixels.
+
+    Raises:
+        ValueError: if an entry cannot be built, fails on views of this size, or changes their size.
     """
 
     def __init__(self, entries: Sequence[Any], size: int):
         self.modules = [built(entry) for entry in entries]
         for module in self.modules:
-            check(module, size)
+            require_usable(module, size)
 
     @property
     def moving(self) -> str:
-        """The first of them that moves pixels, so that boxes no longer say where a view's cells come from; or none."""
+        """The name of the first one that moves pixels, after which a box says only roughly what a view shows; or ""."""
         return next((name(module) for module in self.modules
                      if not isinstance(module, IntensityAugmentationBase2D)), "")
 
     def drawn(self, seed: int) -> "Drawn":
-        """What the row's operations do to a batch whose draws start from `seed`."""
+        """A function that applies the augmentations to a batch, with random numbers seeded by `seed`."""
         return Drawn(self.modules, bool(self.moving), seed)
 
 
 class Drawn(NamedTuple):
-    """The operations of a row with the draws of a batch."""
+    """The augmentations of a row, together with the seed of a batch."""
 
     modules: Sequence[AugmentationBase2D]
     moving: bool
     seed: int
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images [N, 3, S, S] float32 in [0, 1], changed, and cut off at 0 and 1 after each operation."""
+        """Change images [N, 3, S, S] float32 in [0, 1], clamping them to [0, 1] after each augmentation."""
         with seeded(self.seed):
             for module in self.modules:
                 images = applied(module, images).clamp_(0, 1)
@@ -68,7 +71,7 @@ class Drawn(NamedTuple):
 
 
 def built(entry: Any) -> AugmentationBase2D:
-    """The module that an entry of `extra` names; raises one sentence where there is none."""
+    """Build the module that an entry of `extra` describes, on the CPU; raises a ValueError if it cannot."""
     if isinstance(entry, AugmentationBase2D):
         refuse(type(entry))
         return entry.cpu()
@@ -88,7 +91,7 @@ def built(entry: Any) -> AugmentationBase2D:
 
 
 def found(entry: Any) -> type:
-    """The class of an entry {class_path, init_args}; a name alone is one of kornia.augmentation."""
+    """Import the class of an entry {class_path, init_args}; a bare name is looked up in kornia.augmentation."""
     if not isinstance(entry, dict) or not isinstance(entry.get("class_path"), str) or set(entry) - {"class_path",
                                                                                                   "init_args"}:
         raise ValueError(f"an entry of extra is a class_path and its init_args, as in {{class_path: "
@@ -108,7 +111,7 @@ def found(entry: Any) -> type:
 
 
 def refuse(kind: type) -> None:
-    """Raise one sentence for what can be no part of a row's views."""
+    """Raise a ValueError for a class that cannot run on views, with the reason and what to do instead."""
     if issubclass(kind, MixAugmentationBaseV2):
         raise ValueError(f"{kind.__name__} mixes the images of a batch, and each view is of one image: leave it out of "
                          "extra; MoCHi and mixing.py mix features")
@@ -119,8 +122,8 @@ def refuse(kind: type) -> None:
                          f"AugmentationBase2D, and {kind.__name__} is not one: list such operations one by one")
 
 
-def check(module: AugmentationBase2D, size: int) -> None:
-    """Try an operation on two gray views, so that one that fails or changes their size does so before training."""
+def require_usable(module: AugmentationBase2D, size: int) -> None:
+    """Raise a ValueError, before training, if a module fails on two gray views of this size or changes their size."""
     views = torch.full((2, 3, size, size), 0.5)
     try:
         with seeded(0):
@@ -133,8 +136,14 @@ def check(module: AugmentationBase2D, size: int) -> None:
 
 
 def applied(module: AugmentationBase2D, images: Tensor, always: bool = False) -> Tensor:
-    """The images [N, 3, S, S], changed by draws from torch's generator for the CPU."""
-    module = copy.copy(module)   # it remembers its last draws, which would hold memory and travel to workers
+    """Change images [N, 3, S, S], drawing random numbers from torch's generator for the CPU.
+
+    Args:
+        module: the augmentation.
+        images: float32 in [0, 1], on any device.
+        always: apply it to all images, whatever its probability.
+    """
+    module = copy.copy(module)   # a module keeps its last numbers, which would hold memory and be sent to workers
     drawn = module.forward_parameters(images.shape)
     if always:
         drawn["batch_prob"] = torch.ones_like(drawn["batch_prob"])
@@ -147,7 +156,7 @@ def name(module: AugmentationBase2D) -> str:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """torch's generator for the CPU starts from `seed` here, and afterwards is as it was."""
+    """Seed torch's generator for the CPU inside the block, and restore its state afterwards."""
     state = GENERATOR.get_state()
     GENERATOR.manual_seed(seed)
     try:

@@ -1,18 +1,19 @@
-"""The operations that change a view's pixels after its crop: the numbers each draws, and what it does with them.
+"""The operations that change a view's pixels after its crop: which random numbers they draw, and what they do.
 
 Each operation is one class, and its options are fields of `ViewSpec`. To add one:
 
-1. in specs.py, give `ViewSpec` a field for its probability and its other options, with their help and their checks;
+1. in specs.py, give `ViewSpec` a field for its probability and for each other option, explain them under `Args`, and
+   let `__post_init__` refuse values that make no sense;
 2. here, write its class and put an instance into OPERATIONS at the place where it runs.
 
-Nothing else names an operation: the tables, both ways of rendering, workers, previews and recipes take them from
-OPERATIONS. Recipes that do not use the new one draw what they drew before.
+Nothing else names an operation: tables, both ways of rendering, workers, previews and recipes take them from
+OPERATIONS. Recipes that do not use the new one go on to give the same views.
 
-The ratios to Kornia below are those of benchmarks/results/kornia_ops.json, at 32 and at 224 pixels on one core.
+On a CPU, each operation gets only the views that it changes, a few at a time, so that they stay in the cache (`groups`
+and `change`). On a GPU or compiled, `change_all` gets all views of a row and must leave alone those to which the
+operation does not apply: to pick some views there would take a gather, and the host would have to wait for the device.
 
-A CPU passes each operation the views that it changes, a few at a time, so that they stay in its cache (`groups` and
-`change`). A GPU, or a compiled pipeline, passes all views of a row to `change_all`, which changes nothing where an
-operation was not drawn: to choose some of the views would take a gather, and a host that waits for the device.
+The comparisons with Kornia below are from benchmarks/results/kornia_ops.json, at 32 and at 224 pixels on one core.
 """
 
 from collections.abc import Iterable
@@ -27,47 +28,47 @@ from ssl_zoo.views.specs import ViewSpec
 
 
 class Operation:
-    """One change of pixels, drawn for each view by itself."""
+    """A change of pixels with random numbers of each view's own."""
 
-    name: ClassVar[str]          # of its columns in a table, and of the probability in ViewSpec
-    even: ClassVar[np.dtype]     # its even random numbers in [0, 1), all float32
-    columns: ClassVar[np.dtype]  # what a table keeps of them, all float32; the first is 0 where nothing changes
+    name: ClassVar[str]          # of its probability in ViewSpec, and of its columns in a table
+    even: ClassVar[np.dtype]     # its uniform random numbers in [0, 1), all float32
+    columns: ClassVar[np.dtype]  # its columns in a table, all float32; the first is 0 where nothing changes
 
     def chance(self, spec: ViewSpec) -> float:
-        """The probability that the operation changes a view; a row with 0 leaves it out."""
+        """The probability that the operation changes a view; at 0, the row's views skip it."""
         return getattr(spec, self.name)
 
     def draw(self, spec: ViewSpec, even: np.ndarray, columns: np.ndarray) -> None:
-        """Fill `columns` [V, B] from the random numbers `even` [V, B]."""
+        """Fill `columns` [V, B] of a table from the uniform random numbers `even` [V, B]."""
         raise NotImplementedError
 
     def groups(self, columns: np.ndarray) -> Iterable[np.ndarray]:
-        """The places of the views to change, given their `columns` [N]; `change` gets views of one group at a time."""
+        """Group the indices of the views to change, given their `columns` [N]; `change` gets one group at a time."""
         return [np.flatnonzero(flat(columns)[:, 0])]
 
     def change(self, images: Tensor, columns: np.ndarray, spec: ViewSpec) -> Tensor:
-        """The changed images [N, 3, S, S] of one group; may overwrite those it gets."""
+        """Change images [N, 3, S, S] of one group, given their `columns` [N]. You may overwrite `images`."""
         raise NotImplementedError
 
     def numbers(self, columns: np.ndarray) -> np.ndarray:
-        """What `change_all` needs to know of each view: [V, B, numbers] float32."""
+        """Write `columns` [V, B] as the numbers [V, B, numbers] float32 that `change_all` needs."""
         return flat(columns)
 
     def change_all(self, images: Tensor, numbers: Tensor, spec: ViewSpec) -> Tensor:
-        """The images [N, 3, S, S], changed where `numbers` [N, numbers] say so; traced by torch.compile."""
+        """Change images [N, 3, S, S] where `numbers` [N, numbers] say so, in a form that torch.compile can trace."""
         raise NotImplementedError
 
 
 class Jitter(Operation):
-    """torchvision's ColorJitter, in an order drawn for each view.
+    """Change brightness, contrast, saturation and hue as torchvision's ColorJitter, in an order of each view's own.
 
-    Not Kornia's, which draws one order for the whole batch and takes 1.3 to 4.6 times as long (hue alone: 10 times).
+    Kornia's draws one order for the whole batch and takes 1.3 to 4.6 times as long (hue alone: 10 times).
     """
 
     name = "jitter"
     even = np.dtype([("applied", "f4"), ("brightness", "f4"), ("contrast", "f4"), ("saturation", "f4"), ("hue", "f4"),
                      ("order", "f4", 4)])
-    # factors: brightness, contrast, saturation, and turns of hue; order: which of them is first, second, third, last
+    # factors of brightness, contrast and saturation, and turns of hue; order: which of the four is first, second, …
     columns = np.dtype([("applied", "f4"), ("factors", "f4", 4), ("order", "f4", 4)])
 
     def draw(self, spec: ViewSpec, even: np.ndarray, columns: np.ndarray) -> None:
@@ -80,7 +81,7 @@ class Jitter(Operation):
         columns["order"] = even["order"].argsort(-1)
 
     def groups(self, columns: np.ndarray) -> Iterable[np.ndarray]:
-        """Views of one order together: at most 24 groups."""
+        """Group the views by their order, of which there are 24."""
         code = np.where(columns["applied"] > 0, columns["order"].astype(int) @ (64, 16, 4, 1), -1)
         return [np.flatnonzero(code == one) for one in np.unique(code[code >= 0])]
 
@@ -95,7 +96,7 @@ class Jitter(Operation):
 
 
 class Gray(Operation):
-    """Drop the colour. Not Kornia's, which takes twice as long for the same to 0.03 of a grey level."""
+    """Drop the colour. Kornia's gives the same to 0.03 of a gray level and takes twice as long."""
 
     name = "gray"
     even = columns = np.dtype([("applied", "f4")])
@@ -111,10 +112,10 @@ class Gray(Operation):
 
 
 class Blur(Operation):
-    """Blur by a Gaussian whose standard deviation is drawn for each view.
+    """Blur with a Gaussian whose standard deviation is drawn for each view.
 
-    Kornia's gives the same and is as fast on a CPU (0.75 to 1.0 of our time); ours compiles with the rest and uses
-    a GPU's tensor cores.
+    Kornia's gives the same and takes 0.75 to 1.0 of our time on a CPU; ours compiles together with the other operations
+    and uses a GPU's tensor cores.
     """
 
     name = "blur"
@@ -134,7 +135,7 @@ class Blur(Operation):
 
 
 class Solarize(Operation):
-    """Invert all pixels from the threshold on: one line, which equals Kornia's in values and time."""
+    """Invert all values that are at least the threshold. Kornia's gives the same in the same time; ours is one line."""
 
     name = "solarize"
     even = columns = np.dtype([("applied", "f4")])
@@ -153,29 +154,35 @@ OPERATIONS: tuple[Operation, ...] = (Jitter(), Gray(), Blur(), Solarize())   # i
 
 
 def of(spec: ViewSpec) -> list[Operation]:
-    """The operations that a row's views may get."""
+    """The operations that may change a row's views, in the order in which they run."""
     return [operation for operation in OPERATIONS if operation.chance(spec)]
 
 
 def flat(columns: np.ndarray) -> np.ndarray:
-    """Named columns [...] of float32 as numbers [..., count]."""
+    """Named float32 columns [...] as plain numbers [..., count]."""
     return np.ascontiguousarray(columns).view(np.float32).reshape(*columns.shape, -1)
 
 
 def jitter_steps(columns: np.ndarray) -> np.ndarray:
-    """The steps that `colour.jitter_all` takes for the jitter of each view: [V, B, colour.STEPS].
+    """Write the jitter of each view as the steps of `colour.jitter_all`.
 
-    A GPU runs one program for all views, and theirs differ in order. So each order is written as one fixed chain with
-    neutral steps: two blends, hue, two blends, contrast, and the same five again. Brightness is the blend (factor, 0)
-    of a pixel and its luma, saturation the blend (factor, 1 - factor). Of brightness and saturation the earlier one
-    takes the first blend of its place and the later one the second, so that two of them in one place keep their order.
-    All other blends are (1, 0), and hue turns by 0 where it has its place on contrast's other side.
+    A GPU runs one program for all views, but their orders differ. So each order is written as one fixed chain, in which
+    the steps that a view does not need are neutral: two blends, hue, two blends, contrast, then once more two blends,
+    hue, two blends. Brightness is the blend (factor, 0) of a pixel with its luma, saturation (factor, 1 - factor). The
+    earlier of the two takes the first blend of its place and the later one the second, so that they keep their order
+    where both stand in one place. All other blends are (1, 0), and hue turns by 0 on the other side of contrast.
+
+    Args:
+        columns: [V, B] of a table, with the columns of Jitter.
+
+    Returns:
+        [V, B, colour.STEPS] float32.
     """
-    place = columns["order"].argsort(-1)                                 # where each of the four stands in the order
+    place = columns["order"].argsort(-1)                                 # each of the four's place in the order
     brightness, contrast, saturation, hue = np.moveaxis(place, -1, 0)
     jittered = columns["applied"] > 0
     factors = [np.where(jittered, columns["factors"][..., i], neutral) for i, neutral in enumerate((1, 1, 1, 0))]
-    brighter = brightness < saturation                                   # which of the two blends is the earlier one
+    brighter = brightness < saturation                                   # whether brightness is the earlier blend
     earlier, later = np.minimum(brightness, saturation), np.maximum(brightness, saturation)
     pixel = np.where(brighter, factors[0], factors[2]), np.where(brighter, factors[2], factors[0])
     gray = np.where(brighter, 0, 1 - factors[2]), np.where(brighter, 1 - factors[2], 0)

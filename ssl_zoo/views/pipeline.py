@@ -1,8 +1,9 @@
-"""Views as data: a `ViewSpec` says how a view is drawn, a table what was drawn, a `View` what came out and from where.
+"""Make views from images: a `ViewSpec` is a distribution, a table holds what was drawn, a `View` is the result.
 
-One table of numbers per batch is drawn on the host from (seed, epoch, batch, rank); everything after it is a pure
-function of images and table. So a resumed run draws what the uninterrupted one would have, a GPU draws what a CPU
-draws, and a crop may be cut on the device or by a data loader's worker.
+All random numbers of a batch are drawn first, on the host, from (seed, epoch, batch, rank). They fill one table for
+each row of the recipe, and everything after that is a pure function of images and tables. So a resumed run sees the
+views that an uninterrupted one would have seen, a GPU makes the views that a CPU makes, and you can have crops cut
+on the device or by a data loader's workers.
 """
 
 import functools
@@ -23,47 +24,47 @@ from ssl_zoo.views.tables import boxes, draw
 
 __all__ = ["Augmentation", "Canvases", "Crops", "Key", "View", "ViewSpec"]
 
-PLACE = 4 + 2 + 4  # numbers that say where a view comes from: crop, flips, box
-PIECE = 2 ** 19    # bytes of views that stay in a core's cache while all operations pass over them
-BY_PRODUCTS = 64   # pixels: up to this side a CPU crops faster by matrix products than by torch's resize of each crop
+PLACE = 4 + 2 + 4  # columns that say where a view comes from: crop, flips, box
+PIECE = 2 ** 19    # bytes of views that fit into a core's cache, for an operation to pass over at once
+BY_PRODUCTS = 64   # pixels: up to this side, matrix products are faster on a CPU than torch's resize of each crop
 
 
 class View(NamedTuple):
-    """One view of each image of a batch, with the geometry that made it."""
+    """One view of each image of a batch, and where in the images it comes from."""
 
     images: Tensor    # [B, 3, size, size] in [0, 1], of the augmentation's dtype
     boxes: Tensor     # [B, 4] left, top, right, bottom as shares of the source image
-    flipped: Tensor   # [B, 2] bool: left and right have changed places, top and bottom have
-    role: str = ""    # of its row
-    moved: bool = False   # an operation of its row's `extra` moves pixels: the box is only roughly where they come from
+    flipped: Tensor   # [B, 2] bool: mirrored left to right, mirrored top to bottom
+    role: str = ""    # the role of its row
+    moved: bool = False   # its row's `extra` moves pixels, so the box says only roughly where they come from
 
 
 class Canvases(NamedTuple):
-    """A batch of images of different sizes, each in the upper left corner of a canvas; the rest is never looked at."""
+    """A batch of images of different sizes, each in the upper left corner of a canvas; its other pixels are unused."""
 
     pixels: Tensor       # [B, 3, H, W] uint8
-    sizes: np.ndarray    # [B, 2] height and width of the images, pixels; an array, so that it stays on the host
+    sizes: np.ndarray    # [B, 2] height and width of the images, pixels; NumPy, to stay on the host
 
 
 class Crops(NamedTuple):
-    """A batch whose crops a data loader's worker has cut, with the tables that say where and what comes next."""
+    """A batch of crops that a data loader's worker has cut, with the tables for the operations still to come."""
 
-    pixels: list[Tensor]          # for each spec [V, B, 3, size, size] uint8, resized and flipped
-    tables: list[np.ndarray]      # for each spec [V, B] of tables.ROW; arrays, so that they stay on the host
+    pixels: list[Tensor]          # for each row of the recipe [V, B, 3, size, size] uint8, resized and flipped
+    tables: list[np.ndarray]      # for each row of the recipe [V, B] of tables.COLUMNS; NumPy, to stay on the host
     sizes: np.ndarray             # [B, 2] height and width of the source images, pixels
 
 
 class Augmentation:
-    """Draws `count` views of every image of a batch, on the device where the batch is.
+    """Makes `count` views of every image of a batch, on the device that holds the batch.
 
     Args:
-        views: the distributions to draw from, in the order in which the method sees them; or a paper's by its name,
-            which --print_config spells out.
-        compile: fuse the pipeline with torch.compile, which takes half a minute for each row at the first batch; for
-            GPUs, where it saves most of the time.
-        dtype: of the views; they are computed in float32 in any case.
-        channels_last: the memory format of the views, which GPUs prefer for convolutions in half precision.
-        backend: leave it out; runs of before 0.2 say batched in their files, which mean the same without it.
+        views: rows of views, in the order in which the method sees them; or the name of a paper's rows, which
+            --print_config spells out.
+        compile: fuse the pipeline with torch.compile. It saves most of the time on a GPU, and costs half a minute for
+            each row at the first batch.
+        dtype: type of the views. They are computed in float32 whatever it is.
+        channels_last: store the views in channels_last memory format, in which GPUs convolve faster in half precision.
+        backend: leave it out. Recipes saved before 0.2 have backend: batched, which means the same as nothing.
     """
 
     def __init__(self, views: Sequence[ViewSpec] | Preset, compile: bool = False,
@@ -84,26 +85,31 @@ class Augmentation:
 
     @property
     def count(self) -> int:
-        """How many views of each image come out."""
+        """The number of views of each image."""
         return sum(spec.count for spec in self.views)
 
     @property
     def roles(self) -> list[str]:
-        """The role of each view, in the order in which they come out."""
+        """The role of each view, in the order of the views."""
         return [spec.role for spec in self.views for _ in range(spec.count)]
 
     def require_views(self, name: str, count: int = 2, *, or_more: bool = False, role: str = "",
                       places: bool = False, verb: str = "learns from") -> list[int]:
-        """The places of the views that a method or callback needs; raises one sentence where the rows do not draw them.
+        """Find the views that a method or callback needs, or raise one sentence that says how to get them.
 
         Args:
-            name: of the method or callback, for the sentence.
+            name: the method or callback, for the sentence.
             count: the number of views of each image that it takes.
-            or_more: it takes more than `count` too.
-            role: it takes any number of views some of which have this role, and gets the places of those; `count` views
-                without roles serve as well.
-            places: it relies on where each part of a view comes from, so no row may move pixels.
+            or_more: accept more than `count` views, too.
+            role: accept `count` or more views if some have this role, and return those; or views without any roles.
+            places: refuse rows that move pixels, because it relies on where each part of a view comes from.
             verb: what it does with the views, for the sentence.
+
+        Returns:
+            Indices into the views of a batch.
+
+        Raises:
+            ValueError: if the recipe's rows do not make these views.
         """
         moving = next((extra.moving for extra in self.extras if extra and extra.moving), "")
         if places and moving:
@@ -124,12 +130,20 @@ class Augmentation:
                          f"{instead}")
 
     def pairs(self, method: str) -> list[tuple[int, int]]:
-        """Which views a contrastive method compares: each global one with every other, each pair once."""
+        """The pairs of views that a contrastive method compares: each global view with every other, each pair once."""
         found = self.require_views(method, role="global")
         return [(a, b) for a in found for b in range(self.count) if b > a or b not in found]
 
     def draw(self, sizes: np.ndarray, key: Key) -> list[np.ndarray]:
-        """The tables of a batch of images of `sizes` [B, 2], one for each row of views."""
+        """Draw all random numbers of a batch.
+
+        Args:
+            sizes: [B, 2] height and width of the images, pixels.
+            key: the batch, which seeds the numbers.
+
+        Returns:
+            For each row of the recipe a table [V, B] with the columns of `tables.COLUMNS`.
+        """
         generator = np.random.default_rng(list(key))
         tables: list[np.ndarray] = []
         for spec in self.views:
@@ -137,34 +151,53 @@ class Augmentation:
         return tables
 
     def cut(self, images: Sequence[Tensor], key: Key) -> Crops:
-        """Crops of uint8 images [3, H, W] of any sizes: a worker's part of the work."""
+        """Cut the crops of a batch, which is a data loader worker's part of the work.
+
+        Args:
+            images: uint8, [3, H, W] or [1, H, W] each, of any sizes.
+            key: the batch. Give `__call__` the same one.
+        """
         if not images or any(image.dtype != torch.uint8 for image in images):
             raise ValueError("a worker cuts crops from at least one image, of uint8 pixels")
         for image in images:
-            check_images(image[None])
+            require_images(image[None])
         sizes = np.array([image.shape[-2:] for image in images])
         tables = self.draw(sizes, key)
         images = [image.expand(3, -1, -1) for image in images]
-        pixels = [torch.stack([torch.stack([cut(image, row, spec) for image, row in zip(images, rows, strict=True)])
-                               for rows in table]) for spec, table in zip(self.views, tables, strict=True)]
+        pixels = [torch.stack([torch.stack([cut(image, entry, spec) for image, entry in zip(images, view, strict=True)])
+                               for view in table]) for spec, table in zip(self.views, tables, strict=True)]
         return Crops(pixels, tables, sizes)
 
     @torch.no_grad()
     def __call__(self, batch: Tensor | Canvases | Crops, key: Key) -> list[View]:
-        """Views of images [B, 3, H, W] (uint8, or float in [0, 1]), of canvases, or of what `cut` made of them."""
+        """Make the views of a batch.
+
+        Args:
+            batch: images [B, 3, H, W] or [B, 1, H, W], uint8 or float32 in [0, 1]; canvases of images of different
+                sizes; or the crops that `cut` made of them.
+            key: the batch, which seeds its random numbers.
+
+        Returns:
+            `count` views, in the order of the recipe's rows.
+        """
         if isinstance(batch, Tensor):
-            check_images(batch)
+            require_images(batch)
             batch = Canvases(batch.expand(-1, 3, -1, -1), np.array([batch.shape[-2:]] * len(batch)))
         elif isinstance(batch, Canvases):
-            check_canvases(batch)
+            require_canvases(batch)
         tables = batch.tables if isinstance(batch, Crops) else self.draw(batch.sizes, key)
         sources = batch.pixels if isinstance(batch, Crops) else [batch.pixels] * len(tables)
-        with torch.autocast(sources[0].device.type, enabled=False):   # bfloat16 has half as many levels as a pixel
+        with torch.autocast(sources[0].device.type, enabled=False):   # bfloat16 has half the levels of a pixel
             return [view for row, (source, table, spec) in enumerate(zip(sources, tables, self.views, strict=True))
-                    for view in self.render(source, table, batch.sizes, spec, self.last_change(row, key))]
+                    for view in self.render(source, table, batch.sizes, spec, self.extra_change(row, key))]
 
-    def last_change(self, row: int, key: Key) -> Any:
-        """What a row's `extra` does to its images in the batch of this key; None without any."""
+    def extra_change(self, row: int, key: Key) -> Any:
+        """A function that applies a row's `extra` with the numbers of this batch; None for a row without `extra`.
+
+        Args:
+            row: index of the row in the recipe.
+            key: the batch, which seeds the numbers.
+        """
         extra = self.extras[row]
         if extra is None:
             return None
@@ -173,10 +206,15 @@ class Augmentation:
 
     def render(self, source: Tensor, table: np.ndarray, sizes: np.ndarray, spec: ViewSpec,
                last: Any = None) -> list[View]:
-        """One row's views of `source`: images [B, 3, H, W], or crops [V, B, 3, size, size].
+        """Make the views of one row of the recipe from its table.
 
         Args:
-            last: changes the row's images [V * B, 3, size, size] float32 at the end, uncompiled: `last_change`.
+            source: images [B, 3, H, W], or crops [V, B, 3, size, size].
+            table: [V, B] with the columns of `tables.COLUMNS`.
+            sizes: [B, 2] height and width of the source images, pixels.
+            spec: the row.
+            last: a function that changes images [V * B, 3, size, size] float32 at the end and is not compiled; see
+                `extra_change`.
         """
         finish = self.finish if last is None else contiguous
         places = np.concatenate([table["crop"], table["flips"], boxes(table, sizes)], -1)             # [V, B, 10]
@@ -197,6 +235,7 @@ class Augmentation:
         return [View(*view, spec.role, moved) for view in zip(images, edges, flips > 0, strict=True)]
 
     def finish(self, images: Tensor) -> Tensor:
+        """Images in the type and memory format that the recipe asks for."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return images.to(self.dtype, memory_format=layout)
 
@@ -206,32 +245,34 @@ def contiguous(images: Tensor) -> Tensor:
 
 
 def extra_of(spec: ViewSpec) -> Any:
-    """The Kornia operations of a row, None without any."""
+    """The Kornia augmentations of a row; None for a row without `extra`."""
     if not spec.extra:
         return None
-    from ssl_zoo.views.kornia_ops import Extra  # here, for Kornia takes more than a second to import
+    from ssl_zoo.views.kornia_ops import Extra  # here, because importing Kornia takes over a second
     return Extra(spec.extra, spec.size)
 
 
 def by_size(views: Sequence[View]) -> list[Tensor]:
-    """The images of neighbouring views of one size together, to pass an encoder at once: [views * B, 3, H, W] each."""
+    """Join the images of neighbouring views of one size into [views * B, 3, H, W], to pass the encoder together."""
     return [torch.cat(list(group)) for _, group in itertools.groupby((view.images for view in views), key=Tensor.size)]
 
 
-def check_images(images: Tensor) -> None:
+def require_images(images: Tensor) -> None:
+    """Raise a ValueError unless views can be made of `images`."""
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
         raise ValueError(f"views are drawn from images [B, 3, H, W] or [B, 1, H, W], not from {list(images.shape)}; "
                          "keep three channels and at least one image of at least one pixel")
     if images.dtype == torch.uint8:
         return
-    lowest, highest = images.amin().item(), images.amax().item()   # waits for a GPU; but loaders send uint8
+    lowest, highest = images.amin().item(), images.amax().item()   # waits for a GPU, but loaders send uint8
     if images.dtype != torch.float32 or not (lowest >= 0 and highest <= 1):
         raise ValueError(f"views are drawn from uint8 images or float32 ones in [0, 1], not from {images.dtype} from "
                          f"{lowest:.4g} to {highest:.4g}; divide by the largest value that a pixel can have")
 
 
-def check_canvases(canvases: Canvases) -> None:
-    check_images(canvases.pixels)
+def require_canvases(canvases: Canvases) -> None:
+    """Raise a ValueError unless each canvas holds its image."""
+    require_images(canvases.pixels)
     room = np.array(canvases.pixels.shape[-2:])
     if canvases.sizes.shape != (len(canvases.pixels), 2) or (canvases.sizes < 1).any():
         raise ValueError(f"{len(canvases.pixels)} canvases need the height and width of each image, at least 1 pixel, "
@@ -241,28 +282,43 @@ def check_canvases(canvases: Canvases) -> None:
                          f"{room.tolist()}; sizes are height, width")
 
 
-# The way of a CPU: a few views at a time, which stay in its cache, and each operation on those that it changes
+# On a CPU: a few views at a time, which stay in its cache, and each operation only on the views that it changes
 
-def cut(image: Tensor, row: np.void, spec: ViewSpec) -> Tensor:
-    """One crop [3, size, size] of one uint8 image [3, H, W]: torch's native antialiased resize."""
-    top, left, height, width = row["crop"].astype(int)
-    flipped, vertically = row["flips"].astype(int)
+def cut(image: Tensor, entry: np.void, spec: ViewSpec) -> Tensor:
+    """Cut one crop [3, size, size] from one uint8 image [3, H, W], by torch's own antialiased resize.
+
+    Args:
+        image: [3, H, W] uint8.
+        entry: of a table, with the columns of `tables.COLUMNS`.
+        spec: the row of the recipe.
+    """
+    top, left, height, width = entry["crop"].astype(int)
+    flipped, vertically = entry["flips"].astype(int)
     crop = image[None, :, top:top + height, left:left + width]
-    crop = crop.contiguous(memory_format=torch.channels_last)                         # the native kernel's layout
+    crop = crop.contiguous(memory_format=torch.channels_last)                         # the fast kernel's layout
     crop = F.interpolate(crop, (spec.size, spec.size), mode=spec.interpolation, antialias=True)[0]
     return crop.flip([-1] * flipped + [-2] * vertically) if flipped or vertically else crop
 
 
 def sparse(source: Tensor, table: np.ndarray, spec: ViewSpec) -> Tensor:
-    """A row's views [V * B, 3, size, size] of `source`: images [B, 3, H, W], or crops [V, B, 3, size, size]."""
-    views, rows = crop(source, table, spec).flatten(0, 1), table.reshape(-1)
+    """Make the views of one row by changing few of them at a time.
+
+    Args:
+        source: images [B, 3, H, W], or crops [V, B, 3, size, size].
+        table: [V, B] with the columns of `tables.COLUMNS`.
+        spec: the row.
+
+    Returns:
+        [V * B, 3, size, size] float32 in [0, 1].
+    """
+    views, entries = cut_all(source, table, spec).flatten(0, 1), table.reshape(-1)
     step = max(1, PIECE // views[0].nbytes)
     for operation in operations.of(spec):
-        columns = rows[operation.name]
+        columns = entries[operation.name]
         for group in operation.groups(columns):
             for start in range(0, len(group), step):
                 places = group[start:start + step]
-                if len(places) == 1:                                                    # nothing to gather
+                if len(places) == 1:                                                    # in place, without a gather
                     one = views[places[0]:places[0] + 1]
                     one.copy_(operation.change(one, columns[places], spec))
                 else:
@@ -272,32 +328,46 @@ def sparse(source: Tensor, table: np.ndarray, spec: ViewSpec) -> Tensor:
     return views
 
 
-def crop(source: Tensor, table: np.ndarray, spec: ViewSpec) -> Tensor:
-    """Float crops [V, B, 3, size, size] of `source`, if it is not crops already; of large bytes to one level."""
+def cut_all(source: Tensor, table: np.ndarray, spec: ViewSpec) -> Tensor:
+    """Cut the crops [V, B, 3, size, size] of one row, float32 in [0, 1], unless `source` is crops already.
+
+    Large crops of uint8 images come from torch's resize in uint8, which rounds to one of 256 levels.
+    """
     if source.ndim == 5:
         return source / 255
     crops = torch.empty(*table.shape, 3, spec.size, spec.size)
     if source.dtype == torch.uint8 and spec.size > BY_PRODUCTS:
-        for view, rows in zip(crops, table, strict=True):
-            for place, image, row in zip(view, source, rows, strict=True):
-                place.copy_(cut(image, row, spec)).mul_(1 / 255)
+        for view, entries in zip(crops, table, strict=True):
+            for place, image, entry in zip(view, source, entries, strict=True):
+                place.copy_(cut(image, entry, spec)).mul_(1 / 255)
         return crops
     where = torch.from_numpy(np.concatenate([table["crop"], table["flips"]], -1))
-    step = max(1, 4 * PIECE // crops[:, 0].nbytes)   # two large steps, not many small ones
+    step = max(1, 4 * PIECE // crops[:, 0].nbytes)   # few large products, not many small ones
     for start in range(0, len(source), step):
         piece = slice(start, start + step)
         crops[:, piece] = crop_and_resize(source[piece], where[:, piece], spec.size, spec.interpolation)
     return crops
 
 
-# The way of a GPU: every image takes every step, without a branch, and nothing waits
+# On a GPU or compiled: every image takes every step, without a branch, and the host never waits for the device
 
 def dense(source: Tensor, crops: Tensor, changes: Sequence[Tensor], spec: ViewSpec,
           finish: Callable[[Tensor], Tensor]) -> Tensor:
-    """A row's views [V * B, 3, size, size], from the crops [V, B, 6] and what each of its operations needs to know."""
+    """Make the views of one row by one program for all of them.
+
+    Args:
+        source: images [B, 3, H, W], or crops [V, B, 3, size, size].
+        crops: [V, B, 6] for `crop_and_resize`.
+        changes: [V, B, numbers] for each operation of the row, from its method `numbers`.
+        spec: the row.
+        finish: a function that gives the images their type and memory format.
+
+    Returns:
+        [V * B, 3, size, size].
+    """
     if source.ndim == 5:
         images = source / 255
-    else:   # half precision for a GPU's tensor cores: bytes are exact in it
+    else:   # half precision uses a GPU's tensor cores, and holds bytes exactly
         half = source.is_cuda and source.dtype == torch.uint8
         images = crop_and_resize(source, crops, spec.size, spec.interpolation,
                                  torch.float16 if half else torch.float32)
@@ -309,4 +379,5 @@ def dense(source: Tensor, crops: Tensor, changes: Sequence[Tensor], spec: ViewSp
 
 @functools.cache
 def compiled() -> Any:
+    """`dense`, compiled for each row at its first batch."""
     return torch.compile(dense, fullgraph=True)

@@ -1,4 +1,4 @@
-"""A picture of what a recipe's views are: where each comes from, what came out, and which cells of two views match."""
+"""Pictures of a recipe's views: where each view comes from, what it looks like, and which cells of two views match."""
 
 import math
 from collections.abc import Sequence
@@ -11,24 +11,32 @@ from ssl_zoo.pictures import GAP, INK, PAPER, resized
 from ssl_zoo.views.crops import cell_distances
 from ssl_zoo.views.pipeline import View
 
-SIDE = 160          # pixels of a view, and of a source's longer side
-MATCHED = 320       # pixels of a view in the picture of matches
-CELLS, NEAR = 7, 0.7   # PixPro's map and threshold
-LINE = 24           # pixels for a line of text
-# Okabe and Ito's palette, which the colour-blind tell apart
+SIDE = 160          # side of a view and longer side of a source, pixels
+MATCHED = 320       # side of a view in a picture of matches, pixels
+CELLS, NEAR = 7, 0.7   # PixPro's feature map is 7 x 7, and cells match below 0.7 diagonals
+LINE = 24           # height of a line of text, pixels
+# Okabe and Ito's palette, with gray for black: colours that colour-blind readers can tell apart
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (0, 114, 178), (213, 94, 0), (240, 228, 66),
            (90, 90, 90))
 
 
 def view_sheet(images: Sequence[Tensor], views: Sequence[View]) -> Image.Image:
-    """For each image [3, H, W] a row: the source with the boxes of its views, then the views, framed in colour."""
+    """Show each image with the boxes of its views, and the views beside it in frames of the same colours.
+
+    Args:
+        images: [3, H, W] each, the sources; uint8, or float in [0, 1].
+        views: of these images, in the same order.
+
+    Returns:
+        A picture with one strip for each image.
+    """
     font = ImageFont.load_default(13)
     step = SIDE + 2 * GAP
     heading = "sources with the boxes of their views; < > left and right changed, ^ v top and bottom changed"
     width = max(GAP + (1 + len(views)) * step, math.ceil(font.getlength(heading)) + 2 * GAP)
     picture = Image.new("RGB", (width, LINE + len(images) * (step + LINE)), PAPER)
-    draw = ImageDraw.Draw(picture)
-    draw.text((GAP, 2), heading, INK, font)
+    pen = ImageDraw.Draw(picture)
+    pen.text((GAP, 2), heading, INK, font)
     for i, image in enumerate(images):
         top = LINE + i * (step + LINE)
         height, width = image.shape[-2:]
@@ -38,31 +46,40 @@ def view_sheet(images: Sequence[Tensor], views: Sequence[View]) -> Image.Image:
         for v, view in enumerate(views):
             colour = COLOURS[v % len(COLOURS)]
             left, upper, right, lower = (view.boxes[i] * torch.tensor([across, down, across, down])).tolist()
-            draw.rectangle((GAP + left, top + upper, GAP + right - 1, top + lower - 1), outline=colour, width=2)
-            draw.text((GAP + left + 4, top + upper + 2), str(v + 1), colour, font, stroke_width=1, stroke_fill=INK)
+            pen.rectangle((GAP + left, top + upper, GAP + right - 1, top + lower - 1), outline=colour, width=2)
+            pen.text((GAP + left + 4, top + upper + 2), str(v + 1), colour, font, stroke_width=1, stroke_fill=INK)
             x = GAP + (1 + v) * step
             picture.paste(resized(view.images[i], SIDE, SIDE), (x, top))
-            draw.rectangle((x - 3, top - 3, x + SIDE + 2, top + SIDE + 2), outline=colour, width=3)
+            pen.rectangle((x - 3, top - 3, x + SIDE + 2, top + SIDE + 2), outline=colour, width=3)
             turned = " <>" * bool(view.flipped[i, 0]) + " ^v" * bool(view.flipped[i, 1]) + " moved" * view.moved
             size = f"{view.images.shape[-1]} px"
-            draw.text((x, top + SIDE + 4), f"{v + 1} {view.role} {size}{turned}".replace("  ", " "), INK, font)
+            pen.text((x, top + SIDE + 4), f"{v + 1} {view.role} {size}{turned}".replace("  ", " "), INK, font)
     return picture
 
 
 def match_sheet(first: View, second: View) -> Image.Image:
-    """For each image two of its views, and a line from each cell of the first to the cell of the second that shows the
-    same place: the nearest of those that PixPro, arXiv:2011.10043, counts as matching.
+    """Show which cells of two views match, by lines between the centres of the cells.
+
+    A cell of the first view is joined to the nearest cell of the second if PixPro, arXiv:2011.10043, sec. 3.1, counts
+    the two as the same place: their distance in the source is below 0.7 diagonals of the larger cell.
+
+    Args:
+        first: views [B, 3, S, S] of some images.
+        second: other views of the same images.
+
+    Returns:
+        A picture with one strip for each image.
     """
     distances = cell_distances(first.boxes, first.flipped, second.boxes, second.flipped, CELLS, CELLS).cpu()
-    drop = MATCHED // 4                # lower on the right, so that the lines of a row of cells do not cover each other
-    row, apart = MATCHED + drop + LINE + GAP, MATCHED // 2
-    picture = Image.new("RGB", (2 * GAP + 2 * MATCHED + apart, len(distances) * row), PAPER)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    drop = MATCHED // 4   # lowers the second view, so that lines from neighbouring cells do not cover each other
+    strip, apart = MATCHED + drop + LINE + GAP, MATCHED // 2
+    picture = Image.new("RGB", (2 * GAP + 2 * MATCHED + apart, len(distances) * strip), PAPER)
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
     for i, distance in enumerate(distances):
         near, partner = distance.min(1)
         matching = torch.nonzero(near < NEAR)[:, 0].tolist()
-        top, right = i * row + LINE, GAP + MATCHED + apart
-        draw.text((GAP, top - LINE + 2), f"{len(matching)} of {CELLS ** 2} cells of the first view have a match in the "
+        top, right = i * strip + LINE, GAP + MATCHED + apart
+        pen.text((GAP, top - LINE + 2), f"{len(matching)} of {CELLS ** 2} cells of the first view have a match in the "
                                          "second", INK, font)
         corners = (GAP, top), (right, top + drop)
         for view, corner in zip((first, second), corners, strict=True):
@@ -71,7 +88,7 @@ def match_sheet(first: View, second: View) -> Image.Image:
             colour = COLOURS[cell // CELLS]
             ends = [(left + (c % CELLS + 0.5) * MATCHED / CELLS, upper + (c // CELLS + 0.5) * MATCHED / CELLS)
                     for (left, upper), c in zip(corners, (cell, int(partner[cell])), strict=True)]
-            draw.line(ends, colour, 1)
+            pen.line(ends, colour, 1)
             for across, down in ends:
-                draw.ellipse((across - 4, down - 4, across + 4, down + 4), colour, INK)
+                pen.ellipse((across - 4, down - 4, across + 4, down + 4), colour, INK)
     return picture

@@ -1,4 +1,4 @@
-"""How views are drawn: one row of a recipe is a `ViewSpec`, and the papers' rows have names."""
+"""Describe views: each row of a recipe is a `ViewSpec`, and the rows of well-known papers have names."""
 
 import math
 from collections.abc import Sequence
@@ -10,36 +10,36 @@ from ssl_zoo.views.crops import KERNELS
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """A distribution over views of one image. The operations run in the order of the options.
+    """A distribution over views of one image. Operations run in the order in which their options stand here.
 
     Args:
         size: side of the view, pixels.
-        count: how many views to draw from this distribution.
-        role: what a method may call these views, such as global and local in multi-crop.
+        count: number of views of each image to make from this row.
+        role: a name by which methods tell views apart, such as global and local in multi-crop.
         clean: take the largest centred square, resize it to the view's size, and change nothing else. Evaluation sees
             less of an image: it resizes the shorter side to 8/7 of the size and takes the centre of that.
         scale: range of the crop's share of the image's area.
-        ratio: range of the crop's width over its height, drawn evenly in the logarithm.
-        overlap: least share of the crop that lies in the image's first view. A crop with less is drawn again, up to ten
-            times; after that it is the first view's crop. The condition of SlotCon, arXiv:2205.15288.
-        interpolation: of the resize, always with antialias.
-        flip: probability of changing left and right.
-        vertical_flip: probability of changing top and bottom.
+        ratio: range of the crop's width divided by its height, whose logarithm is drawn uniformly.
+        overlap: least share of the crop that must lie in the image's first view, as in SlotCon, arXiv:2205.15288. A
+            crop with less is drawn again, up to ten times; after that, the first view's crop is taken.
+        interpolation: how to resize the crop; antialias is always on.
+        flip: probability of mirroring left to right.
+        vertical_flip: probability of mirroring top to bottom.
         jitter: probability of changing brightness, contrast, saturation and hue, in an order drawn for each view.
         strength: multiplies the four ranges below; the s of SimCLR, arXiv:2002.05709, app. A.
         brightness: factor between 1 - this * strength (not below 0) and 1 + this * strength.
-        contrast: as brightness.
-        saturation: as brightness.
+        contrast: range of the contrast factor, given as for brightness.
+        saturation: range of the saturation factor, given as for brightness.
         hue: shift of up to this * strength turns either way; at most half a turn.
         gray: probability of dropping the colour.
         blur: probability of a Gaussian blur.
         sigma: range of the blur's standard deviation, pixels.
-        kernel: width of the blur, odd, pixels. Left out, a tenth of the side as SimCLR has it, but at most three sigma
-            either way, beyond which it adds nothing.
-        solarize: probability of inverting all pixels from `threshold` on.
+        kernel: width of the blur, an odd number of pixels. If you leave it out, it is a tenth of the side as in SimCLR,
+            but at most three sigma either way, beyond which the blur does not change.
+        solarize: probability of inverting all values that are at least `threshold`.
         threshold: share of full brightness.
-        extra: Kornia augmentations that run after all of these, each a class_path with its init_args (in Python, also
-            the object), such as {class_path: kornia.augmentation.RandomErasing, init_args: {p: 0.3}}.
+        extra: Kornia augmentations to run after all of these, each a class_path with its init_args, such as
+            {class_path: kornia.augmentation.RandomErasing, init_args: {p: 0.3}}. In Python you can also pass objects.
     """
 
     size: int
@@ -67,32 +67,35 @@ class ViewSpec:
     extra: Sequence[dict[str, Any]] = ()
 
     def __post_init__(self) -> None:
-        def check(holds: bool, name: str, rule: str) -> None:
+        def require(holds: bool, name: str, rule: str) -> None:
             if not holds:
                 raise ValueError(f"a view's {name} must be {rule}, not {getattr(self, name)}")
 
         for name in ("size", "count"):
-            check(isinstance(getattr(self, name), int), name, "a whole number")
-            check(getattr(self, name) >= 1, name, "at least 1")
-        check(self.interpolation in KERNELS, "interpolation", f"one of {', '.join(KERNELS)}")
+            require(isinstance(getattr(self, name), int), name, "a whole number")
+            require(getattr(self, name) >= 1, name, "at least 1")
+        require(self.interpolation in KERNELS, "interpolation", f"one of {', '.join(KERNELS)}")
         for name in ("overlap", "flip", "vertical_flip", "jitter", "gray", "blur", "solarize", "threshold"):
-            check(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
+            require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
         for name in ("strength", "brightness", "contrast", "saturation", "hue"):
-            check(getattr(self, name) >= 0, name, "at least 0")
-        check(self.hue * self.strength <= 0.5, "hue", f"at most half a turn with strength {self.strength}")
-        check(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "two rising shares of the image's area in (0, 1]")
-        check(0 < self.ratio[0] <= self.ratio[1], "ratio", "two rising numbers above 0")
-        check(0 < self.sigma[0] <= self.sigma[1], "sigma", "two rising numbers of pixels above 0")
-        check(self.kernel is None or (self.kernel % 2 == 1 and 0 <= self.kernel // 2 < self.size), "kernel",
+            require(getattr(self, name) >= 0, name, "at least 0")
+        require(self.hue * self.strength <= 0.5, "hue", f"at most half a turn with strength {self.strength}")
+        require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "two rising shares of the image's area in (0, 1]")
+        require(0 < self.ratio[0] <= self.ratio[1], "ratio", "two rising numbers above 0")
+        require(0 < self.sigma[0] <= self.sigma[1], "sigma", "two rising numbers of pixels above 0")
+        require(self.kernel is None or (self.kernel % 2 == 1 and 0 <= self.kernel // 2 < self.size), "kernel",
               "an odd number of pixels that the view can hold")
         for name in ("overlap", "vertical_flip", "jitter", "gray", "blur", "solarize") if self.clean else ():
-            check(getattr(self, name) == 0, name, "0 where it is clean")
-        check(isinstance(self.extra, list | tuple), "extra", "a list of Kornia's augmentations")
-        check(not (self.clean and self.extra), "extra", "empty where it is clean")
+            require(getattr(self, name) == 0, name, "0 where it is clean")
+        require(isinstance(self.extra, list | tuple), "extra", "a list of Kornia's augmentations")
+        require(not (self.clean and self.extra), "extra", "empty where it is clean")
 
     @property
     def blur_kernel(self) -> int:
-        """Pixels. Beyond three standard deviations a kernel adds nothing (0.002 of 255 on average, measured)."""
+        """The width of the blur's kernel, pixels.
+
+        Pixels beyond three standard deviations are left out; they would add 0.002 of 255 on average (measured).
+        """
         return self.kernel or min(self.size // 10 | 1, 2 * math.ceil(3 * self.sigma[1]) + 1)
 
 
@@ -100,7 +103,7 @@ Preset = Literal["simclr", "simclr_32", "moco_v2", "moco_v2_32", "swav", "swav_3
                  "pixpro_32"]
 
 SIMCLR = ViewSpec(224, count=2, interpolation="bicubic", jitter=0.8, gray=0.2, blur=0.5)   # arXiv:2002.05709, app. A
-# 32 pixels: half the strength and no blur, as app. B.9 has it
+# arXiv:2002.05709, app. B.9: at 32 pixels half the strength and no blur
 SIMCLR_32 = replace(SIMCLR, size=32, interpolation="bilinear", strength=0.5, blur=0.0)
 # arXiv:2003.04297; the authors' code has hue 0.1
 MOCO_V2 = ViewSpec(224, count=2, scale=(0.2, 1.0), jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1,
@@ -118,8 +121,8 @@ PRESETS: dict[str, tuple[ViewSpec, ...]] = {
     "moco_v2": (MOCO_V2,),
     "moco_v2_32": (replace(MOCO_V2, size=32, scale=(0.08, 1.0), blur=0.0),),      # the authors' CIFAR-10 notebook
     "swav": (SWAV, replace(SWAV, size=96, count=6, role="local", scale=(0.05, 0.14))),
-    # two scales without blur: at 32 pixels a local crop of 96/224 of the side is 14 pixels wide, which the encoder's
-    # three halvings would leave at 2, so local views keep 16 pixels
+    # not from a paper: SwAV's two scales without blur. A local view of 96/224 of 32 pixels would be 14 pixels wide; at
+    # 16 an encoder can halve it three times without a remainder
     "swav_32": (replace(SWAV, size=32, strength=0.5, blur=0.0),
                 replace(SWAV, size=16, count=4, role="local", scale=(0.05, 0.14), strength=0.5, blur=0.0)),
     "byol": (BYOL, replace(BYOL, blur=0.1, solarize=0.2)),
