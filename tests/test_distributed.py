@@ -10,7 +10,7 @@ from torch import nn
 
 from ssl_zoo import distributed
 from ssl_zoo.distributed import Key
-from ssl_zoo.losses import nt_xent
+from ssl_zoo.losses import contrast, cross_correlation, key_similarities, nt_xent, pair_weights
 from ssl_zoo.memory import MomentumEncoder
 from tests.conftest import finish
 
@@ -30,6 +30,13 @@ def loss_and_gradients(views):
     loss = nt_xent(*views @ projector, TEMPERATURE)
     gradients = torch.autograd.grad(loss, (projector, views))
     return loss.detach(), nt_xent(*views @ projector, TEMPERATURE, reduction="none").detach(), *gradients
+
+
+def rows_and_matrix(views):
+    """The terms [B] of MoCo v3, the weights [B] of DCLW, and Barlow Twins' matrix [6, 6], of views [2, B, 6]."""
+    z1, z2 = views
+    terms = contrast(*key_similarities(z1, z2), TEMPERATURE, reduction="none")
+    return terms, pair_weights((z1 * z2).sum(1).tanh(), 0.1), cross_correlation(z1, z2)
 
 
 def half(x, rank):
@@ -68,6 +75,7 @@ def one_process(rank, port, folder):
         "place": (distributed.rank(), distributed.world_size()),
         "nt_xent": {batch: loss_and_gradients(normal(2, PROCESSES * batch, 6).chunk(PROCESSES, dim=1)[rank])
                     for batch in BATCHES},
+        "rows and matrix": rows_and_matrix(normal(2, 8, 6).chunk(PROCESSES, dim=1)[rank]),
         "gather": gathered(rank),
         "shuffled keys": shuffled_keys(rank),
         "gather and add": gathered_and_added(rank),
@@ -108,6 +116,15 @@ def test_nt_xent_and_the_averaged_gradient_do_not_depend_on_the_number_of_proces
     assert torch.allclose(torch.cat(views_there, 1) / PROCESSES, views, rtol=0, atol=1e-12)
     rows_there = torch.cat([r.view(2, batch) for r in rows_there], 1)                 # first views, second views
     assert torch.allclose(rows_there, rows.view(2, PROCESSES * batch), rtol=0, atol=1e-12)
+
+
+def test_losses_of_keys_weights_and_correlations_do_not_depend_on_the_number_of_processes(halves):
+    terms, weights, matrix = rows_and_matrix(normal(2, 8, 6))
+    terms_there, weights_there, matrices = zip(*(results["rows and matrix"] for results in halves), strict=True)
+    assert torch.allclose(torch.cat(terms_there), terms, rtol=0, atol=1e-12)
+    assert torch.allclose(torch.cat(weights_there), weights, rtol=0, atol=1e-12)
+    for there in matrices:
+        assert torch.allclose(there, matrix, rtol=0, atol=1e-12)
 
 
 def test_gather_gives_every_process_all_rows_in_the_order_of_ranks(halves):

@@ -208,11 +208,11 @@ def weights(positives, sigma=0.5):
     return [2 - len(positives) * share / sum(shares) for share in shares]
 
 
-def both_ways(z1, z2, temperature, kind):
+def both_ways(z1, z2, temperature, kind, sigma=0.5):
     """The mean over all rows of two views, each against all other images' rows."""
     z, batch, terms = torch.cat([z1, z2]), len(z1), []
     s = cosines(z, z)
-    factors = weights([s[i][(i + batch) % (2 * batch)] for i in range(2 * batch)])
+    factors = weights([s[i][(i + batch) % (2 * batch)] for i in range(2 * batch)], sigma)
     for i in range(2 * batch):
         partner = (i + batch) % (2 * batch)
         negatives = [s[i][k] for k in range(2 * batch) if k not in (i, partner)]
@@ -230,6 +230,14 @@ def test_methods_of_the_batch_compare_each_global_view_with_every_other_view(cls
     if cls is SimCLR:
         rows = [written_out_nt_xent(z[a], z[b], 0.3) for a, b in pairs]
         assert np.mean(rows) == pytest.approx(sum(expected) / len(pairs), abs=1e-12)
+
+
+def test_dclws_weights_have_the_temperature_that_it_is_given():
+    method, batch = example(DCLW, **WIDTHS, temperature=0.3, sigma=0.05)
+    z1, z2 = (method.projector(method.encoder(view.images)) for view in batch.views)
+    expected = both_ways(z1, z2, 0.3, "weighted_decoupled", 0.05)
+    assert expected != pytest.approx(both_ways(z1, z2, 0.3, "weighted_decoupled"), abs=1e-3)
+    assert method.training_loss(batch).item() == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["info_nce", "decoupled", "weighted_decoupled"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from ssl_zoo import distributed
 from ssl_zoo.distributed import Key
 from ssl_zoo.losses import contrast, queue_similarities
 from ssl_zoo.mixing import Mixture, draw_mixture, hardest_keys, mixed_negatives, mixed_similarities
@@ -136,6 +137,16 @@ def test_a_draw_is_that_of_seed_epoch_and_batch():
     assert all(map(torch.equal, drawn(0, 1, 2, 0), drawn(0, 1, 2, 0)))
     for other in ((1, 1, 2, 0), (0, 2, 2, 0), (0, 1, 3, 0)):
         assert not torch.equal(drawn(*other).first_share, drawn(0, 1, 2, 0).first_share)
+
+
+def test_two_processes_share_the_draw_of_one(monkeypatch):
+    whole, parts = draw_mixture(Key(0, 1, 2, 0), 8, 5, 3, 2, CPU), []
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        parts.append(draw_mixture(Key(0, 1, 2, rank), 4, 5, 3, 2, CPU))
+    for drawn, *halves in zip(whole, *parts, strict=True):
+        assert torch.equal(drawn, torch.cat(halves))
 
 
 def test_the_hardest_of_two_keys_can_be_paired():
