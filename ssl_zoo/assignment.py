@@ -8,21 +8,22 @@ from ssl_zoo import distributed
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Soft codes that agree with `scores` and use every prototype about equally, over the samples of all processes.
+    """Compute soft codes that agree with `scores` and use all prototypes about equally, over all processes' samples.
 
-    Sec. 3.1 of SwAV, arXiv:2006.09882: eq. (3), solved as its eq. (5) by Sinkhorn-Knopp, in logarithms. An iteration
-    gives every prototype the same mass, then every sample. That order is the authors' code's, and makes the codes
-    blind to a constant added to a prototype's scores; with few iterations sharp codes use prototypes unequally still.
+    Sec. 3.1 of SwAV, arXiv:2006.09882: eq. (3), solved in the form of eq. (5) by Sinkhorn-Knopp, in logarithms. Each
+    iteration first gives every prototype the same mass, then every sample. This is the order of the authors' code; with
+    it, a constant added to all scores of a prototype changes nothing. After few iterations, sharp codes may still use
+    prototypes unequally.
 
     Args:
-        scores: [B, K] cosines of samples and prototypes. B may differ between processes; a sample that stands on
-            two of them counts twice, so of a gathered queue each process passes a share of its own.
-        epsilon: weight of the codes' entropy, > 0: the smaller, the sharper they are.
+        scores: cosines [B, K] of samples and prototypes. B may differ between processes. A sample passed by two
+            processes counts twice, so each process should pass its own share of a queue that all of them hold.
+        epsilon: weight of the codes' entropy, > 0; smaller values make sharper codes.
         iterations: rounds of balancing.
 
     Returns:
-        [B, K] float32 (float64 for float64), without gradient; each row sums to 1. 1 / K where all samples are
-        identical.
+        The codes [B, K], without gradient, in float32, or in float64 if the scores are. Each row sums to 1; all values
+        are 1 / K where all samples are identical.
     """
     prototypes = scores.shape[1]
     if prototypes < 2:

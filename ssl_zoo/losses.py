@@ -1,4 +1,4 @@
-"""Losses that two methods share: tensors in, a tensor out, no state. They compute in float32 or better."""
+"""Losses that several methods share: functions of tensors, without state, that compute in float32 or better."""
 
 import functools
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 def full_precision(loss: Callable[..., Result]) -> Callable[..., Result]:
-    """Run `loss` with autocast off and half-precision tensors as float32: exp(1 / 0.07) overflows float16."""
+    """Run `loss` with autocast off and its half-precision tensors as float32: exp(1 / 0.07) overflows float16."""
 
     def widen(x: Any) -> Any:
         return x.float() if isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16) else x
@@ -32,21 +32,21 @@ def full_precision(loss: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def check_temperature(temperature: float) -> float:
-    """The temperature, which a method's constructor takes from a recipe."""
+    """Return `temperature`, or raise if it is not above 0."""
     if not temperature > 0:
         raise ValueError(f"a temperature must be above 0, not {temperature}")
     return temperature
 
 
 def check_choice(what: str, given: Result, choices: Any) -> Result:
-    """What was given, if it is one of the names of a Literal."""
+    """Return `given`, or raise if it is not one of `choices`, a Literal type."""
     if given not in get_args(choices):
         raise ValueError(f"there is no {what} {given}: it is one of {', '.join(get_args(choices))}")
     return given
 
 
 def require_scalar(loss: Any, name: str) -> Tensor:
-    """The loss that `name` returned, if an optimiser can minimise it."""
+    """Return the loss that `name` gave, or raise if it is not one number with a gradient."""
     if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
         given = f"a tensor {list(loss.shape)} that {'has' if loss.requires_grad else 'has no'} gradient" if isinstance(
             loss, Tensor) else type(loss).__name__
@@ -57,27 +57,27 @@ def require_scalar(loss: Any, name: str) -> Tensor:
 
 @full_precision
 def unit(z: Tensor) -> Tensor:
-    """Rows of length 1; in half precision, the smallest and the largest rows have no length."""
+    """Rows scaled to length 1, in float32: the squares of half-precision rows underflow or overflow."""
     return F.normalize(z, dim=-1)
 
 
 @full_precision
 def batch_similarities(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
-    """The cosines of each row of two views with its positive, and with all other images' rows on any process.
+    """The cosines of each row of two views with its positive, and with the rows of all other images on any process.
 
     Args:
         z1, z2: projections [B, D], any scale.
 
     Returns:
-        [2B], those of `z1` first, and [2B, 2N] with N the images of all processes: -inf where a row would meet itself
-        or its positive.
+        The positives [2B], those of `z1` first, and the negatives [2B, 2N], where N counts the images of all processes
+        and -inf stands where a row would meet itself or its positive.
     """
     return batch_products(F.normalize(z1, dim=-1), F.normalize(z2, dim=-1))
 
 
 @full_precision
 def batch_products(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
-    """As `batch_similarities`, of the scalar products."""
+    """Like `batch_similarities`, with scalar products in place of cosines."""
     z = torch.stack([z1, z2])                                                # [2, B, D]
     batch = z.shape[1]
     keys = distributed.gather(z.transpose(0, 1).contiguous())                # [N, 2, D]
@@ -96,7 +96,7 @@ def queue_similarities(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tenso
 
     Args:
         query, key: projections [B, D], any scale.
-        queue: keys of other images [K, D], unit norm.
+        queue: earlier keys [K, D], unit norm. They may include older keys of the same image.
     """
     query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
     return (query * key).sum(-1), query @ queue.T
@@ -107,7 +107,11 @@ def key_similarities(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     """The cosines of each query with its key [B], and with the keys of all other images on any process [B, N].
 
     Args:
-        query, key: projections [B, D], any scale; no gradient reaches the keys.
+        query, key: projections [B, D], any scale. No gradient reaches `key`.
+
+    Returns:
+        The positives [B], and the negatives [B, N], where N counts the images of all processes and -inf stands where a
+        query would meet its own key.
     """
     query, key = F.normalize(query, dim=-1), F.normalize(key.detach(), dim=-1)
     cosines = query @ distributed.gather(key).T                              # [B, N]
@@ -128,10 +132,13 @@ def contrast(positive: Tensor, negative: Tensor, temperature: float, kind: Contr
         positive: cosines [B].
         negative: cosines [B, K], -inf where there is none.
         temperature: divides the cosines, > 0.
-        sigma: temperature of the weights.
+        kind: "info_nce", "decoupled" or "weighted_decoupled".
+        sigma: temperature of the weights, > 0; only "weighted_decoupled" reads it.
+        reduction: "mean", "sum", or "none" for the B terms.
 
     Returns:
-        In nats. With n negatives and all cosines equal: log(1 + n), and log(n) for the decoupled two.
+        The loss in nats. With n negatives and all cosines equal it is log(1 + n), and log(n) for the two decoupled
+        kinds, which are -inf for a row without any negative.
     """
     weight = pair_weights(positive, sigma) if kind == "weighted_decoupled" else 1.0
     positive, negative = positive / temperature, negative / temperature
@@ -140,6 +147,7 @@ def contrast(positive: Tensor, negative: Tensor, temperature: float, kind: Contr
 
 
 def reduced(terms: Tensor, reduction: Reduction) -> Tensor:
+    """The mean or the sum of the terms, or the terms themselves for "none"."""
     if reduction == "none":
         return terms
     return terms.mean() if reduction == "mean" else terms.sum()
@@ -147,9 +155,9 @@ def reduced(terms: Tensor, reduction: Reduction) -> Tensor:
 
 @torch.no_grad()
 def pair_weights(positive: Tensor, sigma: float) -> Tensor:
-    """[B]: 2 - N softmax(cosine / sigma) over the N pairs of all processes: 1 on average, at most 2.
+    """DCLW's weights [B]: 2 - N * softmax(cosine / sigma) over the N pairs of all processes, 1 on average, at most 2.
 
-    The paper does not say whether they carry a gradient; one would push easy pairs apart, so they do not.
+    The paper does not say whether the weights carry a gradient. Here they do not, for it would push easy pairs apart.
     """
     every = distributed.gather(positive / sigma)
     return 2 - len(every) * (positive / sigma - every.logsumexp(0)).exp()
@@ -160,15 +168,15 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float, reduction: Reduction = "
 
     Eq. (1) of SimCLR, arXiv:2002.05709, averaged over the 2B rows of this process. Row i of `z1` and row i of `z2`
     are positives; every other row, on any process, is a negative. The authors' TensorFlow code adds the means over
-    the two views, which is twice this; we follow the paper.
+    the two views, which gives twice this value; we follow the paper.
 
     Args:
         z1, z2: projections [B, D], any scale.
         temperature: divides the cosine similarities, > 0.
-        reduction: "none" gives the 2B rows, those of `z1` first.
+        reduction: "mean", "sum", or "none" for the 2B terms, those of `z1` first.
 
     Returns:
-        In nats. log(2B - 1) where all projections are equal.
+        The loss in nats. It is log(2N - 1) where all projections are equal, with N the images of all processes.
     """
     return contrast(*batch_similarities(z1, z2), temperature, reduction=reduction)
 
@@ -176,9 +184,9 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float, reduction: Reduction = "
 @torch.no_grad()
 @full_precision
 def mean_similarities(z1: Tensor, z2: Tensor) -> Tensor:
-    """[2]: the mean cosine of `z1` [B, D] with its positives in `z2`, and with the other rows of `z2`.
+    """Two means [2]: of the cosines of `z1` [B, D] with its positives in `z2`, and with the other rows of `z2`.
 
-    The second is 0 for a batch of one, which has no other rows.
+    A batch of one has no other rows, and its second mean is 0.
     """
     z1, z2 = F.normalize(z1, dim=-1), F.normalize(z2, dim=-1)
     positive = (z1 * z2).sum(-1).mean()
@@ -189,22 +197,25 @@ def mean_similarities(z1: Tensor, z2: Tensor) -> Tensor:
 
 @full_precision
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
-    """Eq. (1) of SimSiam, arXiv:2011.10566: from -1 to 1, over predictions [B, D]. No gradient reaches `target`."""
+    """Minus the mean cosine of predictions and targets [B, D], -1 at best: eq. (1) of SimSiam, arXiv:2011.10566.
+
+    No gradient reaches `target`.
+    """
     return -F.cosine_similarity(prediction, target.detach(), dim=-1).mean()
 
 
 @full_precision
 def standardized(z: Tensor) -> Tensor:
-    """[N, D]: the projections [B, D] of all processes, each number with mean 0 and deviation 1 over them."""
+    """The projections [B, D] of all processes as [N, D], each column with mean 0 and standard deviation 1."""
     z = distributed.gather(z)
-    return (z - z.mean(0)) / (z.var(0, correction=0) + 1e-12).sqrt()      # a number that never changes gives 0
+    return (z - z.mean(0)) / (z.var(0, correction=0) + 1e-12).sqrt()      # a constant column gives 0
 
 
 @full_precision
 def cross_correlation(z1: Tensor, z2: Tensor) -> Tensor:
-    """[D, D]: how each number of one view's projections [B, D] varies with each of the other's, over all processes.
+    """The correlations [D, D] of the columns of two views' projections [B, D], over the images of all processes.
 
-    Eq. (2) of Barlow Twins, arXiv:2103.03230.
+    Row i, column j is that of column i of `z1` and column j of `z2`: eq. (2) of Barlow Twins, arXiv:2103.03230.
     """
     z1, z2 = standardized(z1), standardized(z2)
     return z1.T @ z2 / len(z1)

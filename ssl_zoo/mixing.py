@@ -1,4 +1,4 @@
-"""Harder negatives than any image gave, mixed from the hardest keys of a queue. MoCHi, arXiv:2010.01028, sec. 3.3."""
+"""Negatives harder than any in the queue, mixed from its hardest keys. MoCHi, arXiv:2010.01028, sec. 3.3."""
 
 from typing import NamedTuple
 
@@ -13,17 +13,27 @@ from ssl_zoo.losses import full_precision
 
 
 class Mixture(NamedTuple):
-    """Which of each query's hardest keys are mixed, and in which shares."""
+    """Which of each query's hardest keys are mixed, and how much each contributes."""
 
     first: Tensor          # [B, s]
-    second: Tensor         # [B, s], another one
+    second: Tensor         # [B, s], never equal to `first`
     first_share: Tensor    # [B, s] in [0, 1)
-    single: Tensor         # [B, s'] the keys that the query is mixed into
+    single: Tensor         # [B, s'], the keys that are mixed with the query
     query_share: Tensor    # [B, s'] in [0, 0.5): the key stays the greater part
 
 
 def draw_mixture(key: Key, batch: int, hardest: int, pairs: int, with_query: int, device: torch.device) -> Mixture:
-    """This process's share of a draw for all processes, so that an image's mixture does not depend on their number."""
+    """Draw which keys to mix for each of `batch` queries, and in which shares.
+
+    The draw is for the queries of all processes, of which each process takes its part: so an image's mixture does not
+    depend on how many processes there are.
+
+    Args:
+        batch: queries B on this process.
+        hardest: how many of a query's hardest keys may be mixed, at least 2.
+        pairs: mixtures of two keys for each query; s in the paper.
+        with_query: mixtures of a key and the query, for each query; s' in the paper.
+    """
     generator = key.generator("mixtures")
     rows = batch * distributed.world_size()
     first = generator.integers(hardest, size=(rows, pairs))
@@ -37,21 +47,22 @@ def draw_mixture(key: Key, batch: int, hardest: int, pairs: int, with_query: int
 @torch.no_grad()
 @full_precision
 def hardest_keys(query: Tensor, queue: Tensor, hardest: int) -> Tensor:
-    """[B, hardest]: places in queue [K, D] of unit norm of the keys most similar to each of query [B, D]."""
+    """The places [B, hardest] in a queue [K, D], unit norm, of the keys most similar to each query [B, D]."""
     return (F.normalize(query, dim=-1) @ queue.T).topk(hardest).indices
 
 
 @torch.no_grad()
 @full_precision
 def mixed_negatives(query: Tensor, queue: Tensor, places: Tensor, mixture: Mixture) -> Tensor:
-    """Constant negatives [B, s + s', D] of unit norm.
+    """Mix the negatives [B, s + s', D], unit norm: those of two keys first.
 
-    No gradient passes through them, which all public implementations agree on and the paper does not say.
+    They are constants: no gradient passes through them, as in all public implementations. The paper does not say.
 
     Args:
         query: [B, D], any scale.
         queue: [K, D], unit norm.
-        places: [B, N] in the queue, of the keys that each query draws from.
+        places: [B, N] in the queue, of the keys that may be mixed for each query.
+        mixture: which of them are mixed, and in which shares.
     """
     query = F.normalize(query, dim=-1)
     first, second, single = (queue[places.gather(1, drawn)] for drawn in (mixture.first, mixture.second,
@@ -63,5 +74,5 @@ def mixed_negatives(query: Tensor, queue: Tensor, places: Tensor, mixture: Mixtu
 
 @full_precision
 def mixed_similarities(query: Tensor, negatives: Tensor) -> Tensor:
-    """[B, s]: the cosines of queries [B, D] of any scale with negatives of their own [B, s, D]."""
+    """The cosines [B, s] of each query [B, D], any scale, with negatives of its own [B, s, D], unit norm."""
     return torch.einsum("bd,bsd->bs", F.normalize(query, dim=-1), negatives)
