@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from ssl_zoo import contract, methods
+from ssl_zoo.encoders import NarrowResNet
 from ssl_zoo.methods import (
     AMCL,
     DCL,
@@ -117,7 +118,8 @@ def test_compiling_makes_one_graph_and_the_same_run(name):
 
 
 def test_a_run_compiled_to_kernels_is_the_same():
-    contract.compiled(CASES["SimCLR"], "inductor")
+    # 16 channels: torch 2.15's compiled convolutions of 4 write past their memory on some CPUs, at c7a8131 as well
+    contract.compiled(lambda: small(SimCLR, encoder=NarrowResNet(16, 2), projector=(16, 16)), "inductor")
 
 
 @every_method

@@ -189,9 +189,11 @@ def test_two_processes_both_see_the_features_that_one_would_see(tmp_path):
 class Keep(Protocol):
     """Keeps what it was given, and measures one number."""
 
-    name = "keep"
     quantities = {"answer": Quantity("the answer", percent=False)}
     needs_labels = False
+
+    def __init__(self, name):
+        self.name = name
 
     def measure(self, train, test, context):
         self.parts = train, test
@@ -201,7 +203,7 @@ class Keep(Protocol):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("batch", [7, 60])
 def test_every_protocol_of_a_validation_sees_the_encoders_features_of_both_parts(batch, data, tmp_path):
-    method, kept = simclr(), (Keep(), Keep())
+    method, kept = simclr(), (Keep("first"), Keep("second"))
     data.setup("validate")
     evaluation = Evaluation([*kept, "knn", LinearCached(2), "health"])
     running = trainer(tmp_path, evaluation)
@@ -222,7 +224,7 @@ def test_every_protocol_of_a_validation_sees_the_encoders_features_of_both_parts
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_second_validation_sees_the_features_of_then(data, tmp_path):
-    method, keep = simclr(), Keep()
+    method, keep = simclr(), Keep("keep")
     running = trainer(tmp_path, Evaluation([keep]))
     running.validate(method, data, verbose=False)
     before = keep.parts[0].x
@@ -236,7 +238,7 @@ def test_a_second_validation_sees_the_features_of_then(data, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_without_labels_health_is_measured_and_accuracy_is_not(tmp_path):
     np.savez(tmp_path / "images.npz", train_images=noise(9, 8, 8))
-    running = trainer(tmp_path, Evaluation(["knn", LinearCached(2), "health", keep := Keep()]))
+    running = trainer(tmp_path, Evaluation(["knn", LinearCached(2), "health", keep := Keep("keep")]))
     running.validate(simclr(), ArrayImages(str(tmp_path / "images.npz"), batch_size=4), verbose=False)
     assert running.callback_metrics.keys() == {"answer", "health/feature_std", "health/rankme", "health/uniformity"}
     assert keep.parts[0] is keep.parts[1]

@@ -93,7 +93,7 @@ def test_a_name_that_is_no_protocols_is_refused_with_what_there_is(name, sentenc
 
 
 RECIPE = {"seed_everything": 0,
-          "trainer": {"accelerator": "cpu", "max_epochs": 2, "num_sanity_val_steps": -1, "callbacks": [
+          "trainer": {"accelerator": "cpu", "max_epochs": 2, "check_val_every_n_epoch": 1, "callbacks": [
               {"class_path": "Evaluation", "init_args": {"protocols": [
                   {"class_path": "my_module.Margin", "init_args": {"scale": 100.0}}, "naive_bayes",
                   {"class_path": "LinearCached", "init_args": {"epochs": 3}}]}},

@@ -52,9 +52,10 @@ def processes(build: Build, found: Sequence[Found] | None = None) -> None:
     """
     whole = steps(build)
     first, second = found or in_two_processes({"it": build})["it"]
-    for one in (first, second):
-        if isinstance(one, Failure):
-            raise Broken(f"on one of two processes: {one.sentence}")
+    failures = [one.sentence for one in (first, second) if isinstance(one, Failure)]
+    if failures:      # where one fails, the other may only see that it is gone: the cause comes first
+        cause = min(failures, key=lambda said: "Connection closed by peer" in said)
+        raise Broken(f"on one of two processes: {cause}")
     assert isinstance(first, list)
     assert isinstance(second, list)
     for number, (step, *halves) in enumerate(zip(whole, first, second, strict=True), 1):
