@@ -107,7 +107,10 @@ def by_index(rows: Tensor, index: Tensor) -> Tensor:
         rows: one for each image that this process has seen; n may differ between processes.
         index: [n] the place of each row's image in its data set.
     """
-    places, rows = gather_uneven(index), gather_uneven(rows)
+    return gather_uneven(rows)[first_rows(gather_uneven(index))]
+
+
+def first_rows(places: Tensor) -> Tensor:
+    """The first row of each place that occurs in `places` [n], in rising order of the places."""
     order = places.argsort(stable=True)
-    first = F.pad(places[order].diff() != 0, (1, 0), value=True)[:len(order)]
-    return rows[order[first]]
+    return order[F.pad(places[order].diff() != 0, (1, 0), value=True)[:len(order)]]

@@ -64,11 +64,8 @@ def once(places: Tensor) -> Tensor:
 
     A sampler that pads the shares of the processes to one length shows some images twice.
     """
-    everyone = distributed.gather_uneven(places)
     ranks = distributed.gather_uneven(torch.full_like(places, distributed.rank()))
-    order = everyone.argsort(stable=True)
-    first = F.pad(everyone[order].diff() != 0, (1, 0), value=True)[:len(order)]
-    kept = order[first]
+    kept = distributed.first_rows(distributed.gather_uneven(places))
     return kept[ranks[kept] == distributed.rank()] - (ranks < distributed.rank()).sum()
 
 
