@@ -21,7 +21,7 @@ from ssl_zoo.data.sources import Files, Loader, Resident
 from ssl_zoo.encoders import NarrowResNet
 from ssl_zoo.evaluation import Evaluation, score
 from ssl_zoo.evaluation.augmented import linear_simclr
-from ssl_zoo.evaluation.callback import Report, ScoreRecorder, hardest
+from ssl_zoo.evaluation.callback import Report, ScoreRecorder, hardest, of_pixels
 from ssl_zoo.evaluation.features import Features, Pass, nearest_of_all, once
 from ssl_zoo.evaluation.knn import VOTES, knn_scores
 from ssl_zoo.evaluation.nearest import nearest
@@ -643,6 +643,19 @@ def test_raw_pixels_are_measured_over_all_images_or_not_at_all(tmp_path, data, s
     trainer(tmp_path, Evaluation(["nearest_class_mean"]), report, max_epochs=1, num_sanity_val_steps=steps).fit(
         simclr(), datamodule=data)
     assert list(report.columns) == (["raw pixels", "untrained encoder"] if there else []) + ["epoch 1"]
+
+
+def test_light_that_all_images_share_changes_no_vote_of_raw_pixels():
+    columns = []
+    for light in (0.0, 5.0):
+        pixels = Pass()
+        for part, images in enumerate((60, 24)):
+            x = normal(images, 12, seed=part)
+            pixels.add(part, 0, Features(x + light, (x[:, 0] > 0).long(), torch.arange(images)))
+        evaluation = Evaluation(["knn", "nearest_class_mean"])
+        evaluation.latest = {"knn_dino": 0.0}
+        columns.append(of_pixels([evaluation], pixels))
+    assert columns[0] == columns[1] and columns[0].keys() >= {"knn_dino", "nearest_class_mean"}
 
 
 def test_a_protocol_that_cannot_measure_raw_pixels_ends_no_run(tmp_path, data):

@@ -172,7 +172,9 @@ def one_process(rank, folder):
     for part in range(2):
         for number, places in enumerate(torch.arange(rank, IMAGES, PROCESSES).split(3)):
             done.add(part, number, Features(normal(IMAGES, 5)[places] + part, places % 3, places))
-    torch.save([tuple(part) for part in done.parts()], folder / f"{rank}.pt")
+    before = [tuple(part) for part in done.parts()]
+    done.centre()
+    torch.save((before, [part.x for part in done.parts()]), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -181,9 +183,11 @@ def test_two_processes_both_see_the_features_that_one_would_see(tmp_path):
     finish(processes, SECONDS)
     places = torch.arange(IMAGES)
     for rank in range(PROCESSES):
-        for part, found in enumerate(torch.load(tmp_path / f"{rank}.pt")):
+        parts, centred = torch.load(tmp_path / f"{rank}.pt")
+        for part, found in enumerate(parts):
             for one, expected in zip(found, (normal(IMAGES, 5) + part, places % 3, places), strict=True):
                 assert torch.equal(one, expected)
+            assert torch.allclose(centred[part], normal(IMAGES, 5) + part - normal(IMAGES, 5).mean(0), atol=1e-6)
 
 
 class Keep(Protocol):

@@ -159,7 +159,8 @@ class Report(pl.Callback):
     is measured once, and a resumed run still has it.
 
     Args:
-        raw_pixels: evaluate the images' pixels as if they were features, for small images in memory.
+        raw_pixels: evaluate the images' pixels as if they were features, less the mean training image, for small
+            images in memory.
     """
 
     def __init__(self, raw_pixels: bool = False):
@@ -225,7 +226,11 @@ class Report(pl.Callback):
 
 
 def of_pixels(found: Sequence[Evaluation], pixels: Pass) -> dict[str, float]:
-    """What the protocols that need labels find of raw pixels; the encoder's own results stay as they are."""
+    """What the protocols that need labels find of raw pixels; the encoder's own results stay as they are.
+
+    Pixels are all positive, so that before centring every cosine is near 1 and kNN is far below what pixels can do.
+    """
+    pixels.centre()
     of_raw = Evaluation([copy.copy(protocol) for evaluation in found if evaluation.latest
                          for protocol in evaluation.protocols if protocol.needs_labels])
     measured = of_raw.measure(pixels, Context("raw pixels", running=True))

@@ -58,6 +58,14 @@ class Pass:
                 self.whole.append(Features(*(column[order] for column in columns)))
         return self.whole
 
+    def centre(self) -> None:
+        """Subtract the mean of the first part, over the images of all processes, from the features of every part."""
+        first = self.shares()[0].x
+        total = distributed.gather_uneven(first.double().sum(0, keepdim=True)).sum(0)                      # [D]
+        images = distributed.gather_uneven(torch.ones(1, device=first.device) * len(first)).sum()
+        mean = (total / images).to(first.dtype)
+        self.own, self.whole = [share._replace(x=share.x - mean) for share in self.own], []
+
 
 def once(places: Tensor) -> Tensor:
     """The rows of this process, in the order of `places`, without images that an earlier row or process has as well.
