@@ -2,7 +2,6 @@
 
 import copy
 import os
-import time
 from functools import partial
 
 import numpy as np
@@ -16,6 +15,7 @@ from ssl_zoo.evaluation.protocol import Context
 from ssl_zoo.methods import SimCLR
 from ssl_zoo.schedules import WarmupCosine
 from ssl_zoo.views import Augmentation, ViewSpec
+from tests.processes import TwoProcesses
 
 # Tensors this small gain nothing from two threads, and where others keep the cores busy they lose hundredfold.
 os.environ["OMP_NUM_THREADS"] = "1"   # of the processes and kernels that tests start
@@ -33,6 +33,14 @@ def arrays(tmp_path_factory):
     np.savez(path, train_images=images[:60].astype(np.uint8), train_labels=labels[:60],
              test_images=images[60:].astype(np.uint8), test_labels=labels[60:])
     return path
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory):
+    """Calls a function on two processes at once: see `tests.processes`."""
+    processes = TwoProcesses(tmp_path_factory.mktemp("meetings"))
+    yield processes
+    processes.end()
 
 
 @pytest.fixture
@@ -90,13 +98,3 @@ def same(first, second):
         return len(first) == len(second) and all(map(same, first, second))
     return first == second
 
-
-def finish(processes, seconds):
-    """Wait for processes that were started together; none outlives the test, whatever happens."""
-    end = time.monotonic() + seconds
-    try:
-        while not processes.join(timeout=1):
-            assert time.monotonic() < end, f"the processes took longer than {seconds} s"
-    finally:
-        for process in processes.processes:
-            process.kill()

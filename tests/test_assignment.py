@@ -1,20 +1,15 @@
 """Sinkhorn's codes against the paper's equation written out, their closed forms, symmetries and limits."""
 
 import math
-from datetime import timedelta
-from pathlib import Path
 
 import lightly.loss.swav_loss
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from ssl_zoo.assignment import sinkhorn
-from tests.conftest import finish
 
 FEW = torch.arange(4, dtype=torch.float64)[:, None]      # image
 WIDE = torch.arange(3, dtype=torch.float64)              # width
@@ -24,7 +19,6 @@ PROTOTYPES = F.normalize(torch.cos(0.2 + 1.9 * FEW[:3] + 0.8 * WIDE), dim=-1)
 SCORES = F.normalize(TOY, dim=-1) @ PROTOTYPES.T
 SCORES_TOO = F.normalize(TOY_TOO, dim=-1) @ PROTOTYPES.T
 
-PROCESSES, SECONDS = 2, 1800   # a limit for hangs: a busy machine takes minutes
 SPLITS = {"halves": (3, 3), "uneven": (5, 1), "all on one": (6, 0)}      # rows on the first process and on the second
 
 
@@ -238,24 +232,15 @@ def test_sinkhorn_refuses_what_it_cannot_balance_in_a_sentence(shape, epsilon, i
         sinkhorn(torch.zeros(shape), epsilon, iterations)
 
 
-def one_process(rank, port, folder):
-    limit = timedelta(seconds=SECONDS)
-    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=limit)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES, timeout=limit)
-    results = {(name, epsilon): sinkhorn(cosines(6, 4).split(split)[rank], epsilon, 3)
+def one_process(rank):
+    return {(name, epsilon): sinkhorn(cosines(6, 4).split(split)[rank], epsilon, 3)
                for name, split in SPLITS.items() for epsilon in (1e-6, 0.05, 0.25)}
-    torch.save(results, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory):
+def parts(two_processes):
     """What each of the two processes found."""
-    folder = tmp_path_factory.mktemp("processes")
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)     # the system finds a free port
-    processes = mp.spawn(one_process, (store.port, folder), nprocs=PROCESSES, join=False)
-    finish(processes, SECONDS)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
+    return two_processes(one_process)
 
 
 @pytest.mark.parametrize("split", SPLITS)

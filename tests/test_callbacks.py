@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -30,9 +28,9 @@ from ssl_zoo.evaluation.protocols.knn import Knn
 from ssl_zoo.evaluation.protocols.linear_cached import LinearCached
 from ssl_zoo.evaluation.protocols.naive_bayes import NaiveBayes
 from ssl_zoo.views import Augmentation, ViewSpec
-from tests.conftest import finish, measured, same, simclr, state, trainer
+from tests.conftest import measured, same, simclr, state, trainer
+from tests.processes import PROCESSES
 
-PROCESSES, SECONDS = 2, 1800   # a limit for hangs: a busy machine takes minutes
 PARTS = 23, 9                    # images of the parts that two processes share
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log.*", "ignore:.*DistributedSampler.*")
 
@@ -199,11 +197,9 @@ def of_one_process(rank):
 
 
 def one_process(rank, folder, arrays):
-    warnings.simplefilter("ignore")
     # what a cluster tells each of its processes, so that Lightning joins the group and starts none of its own
     os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(PROCESSES), MASTER_ADDR="127.0.0.1",
                       MASTER_PORT="0")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=PROCESSES)
     found = of_one_process(rank)
     found["validation"] = validate(folder, strategy="ddp", devices=PROCESSES)
     found["one"] = what_one_process_sees(folder, strategy="ddp", devices=PROCESSES)
@@ -215,17 +211,13 @@ def one_process(rank, folder, arrays):
         found["uneven"] = str(error)
     _, logger = fit(folder, data, ScoreRecorder(), looked, strategy="ddp", devices=PROCESSES, max_epochs=1)
     found["run"] = looked.seen, logger.scores
-    torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
-def halves(tmp_path_factory, arrays):
+def halves(two_processes, tmp_path_factory, arrays):
     """What each of the two processes found."""
-    folder = tmp_path_factory.mktemp("processes")
-    processes = mp.spawn(one_process, (folder, arrays), nprocs=PROCESSES, join=False)   # autograd bears no fork
-    finish(processes, SECONDS)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
+    return two_processes(one_process, tmp_path_factory.mktemp("processes"), arrays)
 
 
 def test_batches_of_two_sizes_are_refused_on_both_processes(halves):
@@ -655,7 +647,8 @@ def test_light_that_all_images_share_changes_no_vote_of_raw_pixels():
         evaluation = Evaluation(["knn", "nearest_class_mean"])
         evaluation.latest = {"knn_dino": 0.0}
         columns.append(of_pixels([evaluation], pixels))
-    assert columns[0] == columns[1] and columns[0].keys() >= {"knn_dino", "nearest_class_mean"}
+    assert columns[0] == columns[1]
+    assert columns[0].keys() >= {"knn_dino", "nearest_class_mean"}
 
 
 def test_a_protocol_that_cannot_measure_raw_pixels_ends_no_run(tmp_path, data):

@@ -1,20 +1,16 @@
 """Two processes with half of a batch each against one process with the whole of it."""
 
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from ssl_zoo import distributed
 from ssl_zoo.distributed import Key
 from ssl_zoo.losses import contrast, cross_correlation, key_similarities, nt_xent, pair_weights
 from ssl_zoo.memory import MomentumEncoder
-from tests.conftest import finish
+from tests.processes import PROCESSES
 
-PROCESSES, SECONDS = 2, 1800   # a limit for hangs: a busy machine takes minutes
 KEY = Key(3, 1, 4, 0)
 BATCHES, TEMPERATURE = (1, 2, 7), 0.2      # images on each process
 UNEVEN = [(3, 1), (0, 2), (2, 2)]          # rows on the first process and on the second
@@ -66,12 +62,9 @@ def shuffled_keys(rank):
     return encoder.keys(half(normal(8, 3, 2, 2), rank).float(), KEY._replace(rank=rank))
 
 
-def one_process(rank, port, folder):
-    limit = timedelta(seconds=SECONDS)
-    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=limit)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES, timeout=limit)
+def one_process(rank):
     uneven = [torch.arange(2 * rows[rank]).view(-1, 2) + 100 * rank for rows in UNEVEN]
-    results = {
+    return {
         "place": (distributed.rank(), distributed.world_size()),
         "nt_xent": {batch: loss_and_gradients(normal(2, PROCESSES * batch, 6).chunk(PROCESSES, dim=1)[rank])
                     for batch in BATCHES},
@@ -82,18 +75,12 @@ def one_process(rank, port, folder):
         "gather_uneven": [distributed.gather_uneven(rows) for rows in uneven],
         "gather_uneven has a gradient": distributed.gather_uneven(torch.ones(1, requires_grad=True)).requires_grad,
     }
-    torch.save(results, folder / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def halves(tmp_path_factory):
+def halves(two_processes):
     """What each of the two processes found."""
-    folder = tmp_path_factory.mktemp("processes")
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)     # the system finds a free port
-    processes = mp.spawn(one_process, (store.port, folder), nprocs=PROCESSES, join=False)
-    finish(processes, SECONDS)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
+    return two_processes(one_process)
 
 
 def test_one_process_is_the_first_of_one_and_gathers_what_it_has():

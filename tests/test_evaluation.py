@@ -6,8 +6,6 @@ import random
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image, ImageFont
 from sklearn.linear_model import LogisticRegression
 
@@ -24,7 +22,8 @@ from ssl_zoo.evaluation.protocols.linear_cached import LinearCached
 from ssl_zoo.evaluation.protocols.neighbours import Neighbours
 from ssl_zoo.evaluation.report import highest
 from ssl_zoo.pictures import INK, PAPER, TILE, WRONG, Tile, publish, resized, sheet, shorten, to_tensor
-from tests.conftest import finish, measured, simclr, trainer
+from tests.conftest import measured, simclr, trainer
+from tests.processes import PROCESSES
 
 
 def normal(*shape, seed=0):
@@ -162,28 +161,23 @@ def test_features_come_in_the_order_of_the_images_whatever_the_order_of_the_batc
     assert done.parts()[0] is train
 
 
-PROCESSES, IMAGES, SECONDS = 2, 7, 1800   # a limit for hangs: a busy machine takes minutes
+IMAGES = 7
 
 
-def one_process(rank, folder):
+def one_process(rank):
     """This process's share of the images of two parts: 4 of them in two batches, or 3 in one."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=PROCESSES)
     done = Pass()
     for part in range(2):
         for number, places in enumerate(torch.arange(rank, IMAGES, PROCESSES).split(3)):
             done.add(part, number, Features(normal(IMAGES, 5)[places] + part, places % 3, places))
     before = [tuple(part) for part in done.parts()]
     done.centre()
-    torch.save((before, [part.x for part in done.parts()]), folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    return (before, [part.x for part in done.parts()])
 
 
-def test_two_processes_both_see_the_features_that_one_would_see(tmp_path):
-    processes = mp.spawn(one_process, (tmp_path,), nprocs=PROCESSES, join=False)
-    finish(processes, SECONDS)
+def test_two_processes_both_see_the_features_that_one_would_see(two_processes):
     places = torch.arange(IMAGES)
-    for rank in range(PROCESSES):
-        parts, centred = torch.load(tmp_path / f"{rank}.pt")
+    for parts, centred in two_processes(one_process):
         for part, found in enumerate(parts):
             for one, expected in zip(found, (normal(IMAGES, 5) + part, places % 3, places), strict=True):
                 assert torch.equal(one, expected)

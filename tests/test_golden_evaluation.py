@@ -16,14 +16,11 @@ Of each score it holds the value, its spread and how many units it is a mean of.
 """
 
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 
 from ssl_zoo.data import ArrayImages
@@ -34,11 +31,10 @@ from ssl_zoo.evaluation.neighbours import find_neighbours
 from ssl_zoo.evaluation.protocol import Context
 from ssl_zoo.evaluation.protocols import find, names
 from ssl_zoo.evaluation.protocols.linear_cached import LinearCached
-from tests.conftest import finish
+from tests.processes import PROCESSES
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "evaluation.json").read_text())
 HERE = [torch.__version__, torch.backends.cpu.get_cpu_capability()] == GOLDEN["made with"]
-PROCESSES, SECONDS = 2, 1800                       # a limit for hangs: a busy machine takes minutes
 QUICK = [name for name in names() if find(name).quick]
 
 
@@ -109,10 +105,8 @@ def test_in_a_run_every_number_is_that_of_before(name):
     assert [[list(one) for one in row] for row in rows] == GOLDEN[name]["neighbours"]
 
 
-def one_process(rank, folder):
+def one_process(rank):
     """What each of two processes measures, which have every other image."""
-    warnings.simplefilter("ignore")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=PROCESSES)
     found = {}
     for name, parts in sets().items():
         collected = Pass()
@@ -123,14 +117,12 @@ def one_process(rank, folder):
                 own = collected.shares() if protocol.sharded else collected.parts()
                 scores = protocol.measure(own[0], own[-1], context(name, running=True)).scores
                 found.setdefault(name, {}).update({score: value.value for score, value in scores.items()})
-    torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
-def test_on_two_processes_every_number_is_that_of_one(tmp_path):
-    finish(mp.spawn(one_process, (tmp_path,), nprocs=PROCESSES, join=False), SECONDS)
-    for rank in range(PROCESSES):
-        for name, scores in torch.load(tmp_path / f"{rank}.pt").items():
+def test_on_two_processes_every_number_is_that_of_one(two_processes):
+    for found in two_processes(one_process):
+        for name, scores in found.items():
             assert scores == pytest.approx(GOLDEN[name]["run"], rel=1e-7)
 
 

@@ -3,14 +3,10 @@
 import copy
 import io
 from collections import deque
-from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from timm.layers import DropPath
 from torch import nn
 from torchvision.ops import StochasticDepth
@@ -18,9 +14,9 @@ from torchvision.ops import StochasticDepth
 from ssl_zoo import distributed
 from ssl_zoo.distributed import Key
 from ssl_zoo.memory import Centre, MomentumEncoder, Queue, SampleTable
-from tests.conftest import finish, same, state
+from tests.conftest import same, state
+from tests.processes import PROCESSES
 
-PROCESSES, SECONDS = 2, 1800   # a limit for hangs: a busy machine takes minutes
 BATCHES = {"divide the size": (2, 2, 2, 2), "do not divide it": (4, 4, 4, 4), "fill it": (6, 6),
            "vary": (2, 6, 4, 2, 4)}
 
@@ -442,24 +438,16 @@ def seen(rank):
     return torch.stack([index, index + 10 * rank], 1), index
 
 
-def one_process(rank, port, folder):
-    limit = timedelta(seconds=SECONDS)
-    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=limit)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES, timeout=limit)
-    torch.save({"queues": filled_queues(rank, PROCESSES), "refusal": refusal(3), "centre": centred(rank, PROCESSES),
+def one_process(rank):
+    return {"queues": filled_queues(rank, PROCESSES), "refusal": refusal(3), "centre": centred(rank, PROCESSES),
                 "table": written(rank, PROCESSES), "keys": shuffled(rank, PROCESSES),
-                "by_index": distributed.by_index(*seen(rank))}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+                "by_index": distributed.by_index(*seen(rank))}
 
 
 @pytest.fixture(scope="module")
-def halves(tmp_path_factory):
+def halves(two_processes):
     """What each of the two processes found."""
-    folder = tmp_path_factory.mktemp("processes")
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)     # the system finds a free port
-    processes = mp.spawn(one_process, (store.port, folder), nprocs=PROCESSES, join=False)
-    finish(processes, SECONDS)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
+    return two_processes(one_process)
 
 
 @pytest.mark.parametrize("name", BATCHES)

@@ -7,8 +7,6 @@ import pickle
 import pytest
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection
 
@@ -16,9 +14,9 @@ from ssl_zoo import metrics
 from ssl_zoo.evaluation import health
 from ssl_zoo.evaluation.features import Features
 from ssl_zoo.evaluation.knn import VOTES, knn
-from tests.conftest import finish, trainer
+from tests.conftest import trainer
+from tests.processes import PROCESSES
 
-PROCESSES, SECONDS = 2, 1800   # a limit for hangs: a busy machine takes minutes
 IMAGES, WIDTH = 90, 8
 
 
@@ -174,23 +172,20 @@ def test_votes_that_cannot_be_are_refused(wrong):
 
 # Several processes
 
-def one_process(rank, folder):
+def one_process(rank):
     """What each of two processes computes that had every other batch, and keeps of its own afterwards."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=PROCESSES)
     found = {}
     for name, (make, feed, _) in CASES.items():
         metric = fed(make, feed, BATCHES[rank::PROCESSES])                 # 46 images here, and 44 there
         value = metric.compute()
         feed(metric, BATCHES[rank])                                        # the share is its own again
         found[name] = value.item(), metric.compute().item(), metric._is_synced
-    torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
-def test_two_processes_compute_what_one_would(tmp_path):
-    finish(mp.spawn(one_process, (tmp_path,), nprocs=PROCESSES, join=False), SECONDS)
-    for rank in range(PROCESSES):
-        for name, (value, later, synced) in torch.load(tmp_path / f"{rank}.pt").items():
+def test_two_processes_compute_what_one_would(two_processes):
+    for found in two_processes(one_process):
+        for name, (value, later, synced) in found.items():
             make, feed, expected = CASES[name]
             assert value == pytest.approx(expected(), rel=1e-6), name
             assert later == pytest.approx(fed(make, feed, [*BATCHES, *BATCHES[:2]]).compute().item(), rel=1e-6), name
