@@ -8,7 +8,7 @@ quickstart: .venv/ready
 	@echo "for other commands, enter this environment: . .venv/bin/activate"
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/ready
 	$(BIN)/ruff check .
