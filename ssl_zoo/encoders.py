@@ -19,6 +19,7 @@ from torchvision.models.resnet import BasicBlock
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+ROUNDING = 1e-3   # by which a resize leaves [0, 1]
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)")   # files have a dot that torchvision has not
 
 
@@ -50,12 +51,31 @@ class Encoder(nn.Module, ABC):
         self.register_buffer("std", torch.tensor(std)[:, None, None])
         self.arguments = {"mean": list(mean), "std": list(std)}
         self.weights = weights
+        self.seen = False   # whether float images have been looked at
 
     def normalize(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"an encoder reads images [B, 3, H, W] or [B, 1, H, W], not {list(images.shape)}")
-        images = images / 255 if images.dtype == torch.uint8 else images
-        return (images - self.mean) / self.std             # one channel becomes three
+        images = images / 255 if images.dtype == torch.uint8 else self.checked(images)
+        return ((images - self.mean) / self.std).to(self.mean.dtype)   # one channel becomes three
+
+    def checked(self, images: Tensor) -> Tensor:
+        """The images, if they are floats in [0, 1].
+
+        Reading values makes the host wait for the device: while training, only the first images are read.
+        """
+        if not images.is_floating_point():
+            raise ValueError(f"an encoder reads images as uint8, or as floats in [0, 1], not as {images.dtype}")
+        if torch.compiler.is_compiling() or type(images) is not Tensor or not images.numel():
+            return images                                  # there are no values: a subclass may be FakeTensor
+        if not (self.training and self.seen):
+            self.seen = True
+            low, high = torch.stack(images.detach().aminmax()).tolist()
+            if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+                raise ValueError(f"an encoder reads floats in [0, 1], and these images go from {low:.4g} to "
+                                 f"{high:.4g}: give 0..255 as uint8, leave out Normalize, which the encoder does "
+                                 "itself, and clamp what a resize overshot")
+        return images
 
     @abstractmethod
     def maps(self, images: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ def save_encoder(encoder: encoders.Encoder, path: str | Path, *, size: int | Non
     """Write `path` (.safetensors) and, beside it, what the tensors are (.json).
 
     Args:
+        encoder: compiled or not.
         size: side of the images that the encoder saw last, pixels.
         recipe: plain values that made the run.
         metrics: by name of protocol.
@@ -27,6 +28,7 @@ def save_encoder(encoder: encoders.Encoder, path: str | Path, *, size: int | Non
     Returns:
         The path written.
     """
+    encoder = plain(encoder)
     path, description_path = encoder_files(path)
     description = {
         "format": 1,
@@ -42,7 +44,7 @@ def save_encoder(encoder: encoders.Encoder, path: str | Path, *, size: int | Non
     text = json.dumps(description, indent=2, default=str)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_file({name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}, path)
+        save_file({name: value.detach().cpu().contiguous() for name, value in state(encoder).items()}, path)
     except SafetensorError as error:      # a full disk, for one
         raise OSError(f"the encoder could not be written to {path}: {error}") from error
     description_path.write_text(text + "\n")
@@ -51,11 +53,28 @@ def save_encoder(encoder: encoders.Encoder, path: str | Path, *, size: int | Non
 
 def fingerprint(encoder: encoders.Encoder) -> str:
     """A hash of the architecture and the weights, which changes when any of them does."""
+    encoder = plain(encoder)
     digest = hashlib.blake2b(f"{type(encoder).__name__}{encoder.arguments}".encode(), digest_size=8)
-    for name, value in encoder.state_dict().items():
+    for name, value in state(encoder).items():
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def plain(encoder: Any) -> encoders.Encoder:
+    """The encoder itself, out of what torch.compile or DistributedDataParallel has put around it."""
+    while not isinstance(encoder, encoders.Encoder):
+        inside = getattr(encoder, "_orig_mod", getattr(encoder, "module", None))
+        if inside is None:
+            raise ValueError(f"an Encoder is exported, not a {type(encoder).__name__}: give method.evaluated, or an "
+                             "encoder of ssl_zoo.encoders")
+        encoder = inside
+    return encoder
+
+
+def state(encoder: encoders.Encoder) -> dict[str, torch.Tensor]:
+    """The encoder's tensors by the names that they have where none of its parts is compiled."""
+    return {name.replace("_orig_mod.", ""): value for name, value in encoder.state_dict().items()}
 
 
 def class_name(kind: type[encoders.Encoder]) -> str:

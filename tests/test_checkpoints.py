@@ -211,3 +211,17 @@ def test_a_loaded_encoder_is_the_one_of_the_method():
     assert same(dict(read_encoder(str(MIDDLE)).state_dict()), dict(method.encoder.state_dict()))
     golden = load_encoder(MIDDLE.parent / "encoder")
     assert golden.dim == method.encoder.dim
+
+
+@pytest.mark.parametrize("change", [
+    lambda content: [content.pop(name) for name in ("callbacks", "optimizer_states", "lr_schedulers", "loops")],
+    lambda content: content.update(callbacks={"ReportToSlack": {"channel": "x"}} | content["callbacks"]),
+    lambda content: content.update(callbacks={"Mine": {"columns": 3}, "Report2": ["x"]}),
+])
+def test_weights_alone_and_callbacks_of_any_name_are_exported(change, folder, capsys):
+    content = torch.load(MIDDLE, weights_only=True)
+    change(content)
+    torch.save(content, "some.ckpt")
+    run(["export", "some.ckpt"])
+    assert capsys.readouterr().out == "some.safetensors\n"
+    assert same(dict(load_encoder("some").state_dict()), dict(load_method(MIDDLE).encoder.state_dict()))

@@ -112,6 +112,47 @@ def test_what_is_no_batch_of_images_is_refused_with_its_shape(shape):
         NarrowResNet(4, 1)(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("images", [torch.uint8, torch.float32, torch.float16])
+def test_an_encoder_of_another_precision_takes_images_of_any(dtype, images):
+    encoder = lively(NarrowResNet(4, 2))
+    given = pixels(2, 3, 16, 16) if images == torch.uint8 else (pixels(2, 3, 16, 16) / 255).to(images)
+    expected = encoder(pixels(2, 3, 16, 16))
+    found = encoder.to(dtype)(given)
+    assert found.dtype == dtype
+    assert torch.allclose(found.float(), expected, atol=0.1)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda images: images * 255, "from 0 to 255"), (lambda images: (images - 0.5) / 0.5, "from -1 to 1"),
+    (lambda images: images * float("nan"), "from nan to nan"), (lambda images: images + 0.01, "from 0.01 to 1.01")])
+def test_images_that_are_normalised_or_go_to_255_are_refused(change, said, train):
+    images = torch.linspace(0, 1, 96).view(2, 3, 4, 4)
+    encoder = NarrowResNet(4, 1).train(train)
+    with pytest.raises(ValueError, match=f"floats in .0, 1., and these images go {said}: .* leave out Norm") as error:
+        encoder(change(images))
+    assert one_sentence(error)
+    encoder(images + 5e-4)   # what rounding leaves, after a resize
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int64, torch.bool])
+def test_integers_that_are_not_bytes_are_refused(dtype):
+    with pytest.raises(ValueError, match=f"as uint8, or as floats in .0, 1., not as {dtype}"):
+        NarrowResNet(4, 1)(torch.zeros(2, 3, 8, 8, dtype=dtype))
+
+
+def test_a_training_loop_reads_the_range_of_its_first_images_alone_and_evaluation_of_all():
+    encoder, images = NarrowResNet(4, 1), torch.rand(2, 3, 8, 8)
+    encoder(images)
+    encoder(images * 255)
+    with pytest.raises(ValueError, match="floats in"):
+        encoder.eval()(images * 255)
+    encoder(images[:0])
+    compiled = torch.compile(encoder, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(images), encoder(images))
+
+
 @pytest.mark.parametrize("std", [(1.0, 0.0, 1.0), (1.0, 1.0, -0.2)])
 def test_a_deviation_that_is_not_above_zero_is_refused(std):
     with pytest.raises(ValueError, match="std must be above 0"):

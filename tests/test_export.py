@@ -16,6 +16,7 @@ from torch import nn
 import ssl_zoo
 from ssl_zoo import checkpoints, export, load_encoder, save_encoder
 from ssl_zoo.encoders import NarrowResNet, ResNet, Timm
+from tests.conftest import same
 
 MEAN, STD = (0.2, 0.5, 0.7), (0.1, 0.3, 0.6)
 
@@ -84,6 +85,26 @@ def test_layers_in_another_memory_order_are_exported_as_they_are(tmp_path):
     encoder = trained(NarrowResNet(4, 2)).to(memory_format=torch.channels_last)
     loaded = load_encoder(save_encoder(encoder, tmp_path / "encoder"))
     assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda encoder: torch.compile(encoder, backend="eager"), nn.DataParallel,
+    lambda encoder: nn.DataParallel(torch.compile(encoder, backend="eager")),
+    lambda encoder: setattr(encoder, "backbone", torch.compile(encoder.backbone, backend="eager")) or encoder])
+def test_an_encoder_that_is_compiled_or_wrapped_is_exported_under_its_own_class(wrap, tmp_path):
+    encoder = trained(NarrowResNet(4, 2))
+    before, known = {name: value.clone() for name, value in encoder.state_dict().items()}, export.fingerprint(encoder)
+    wrapped = wrap(encoder)
+    assert export.fingerprint(wrapped) == known
+    path = save_encoder(wrapped, tmp_path / "encoder")
+    assert description(path)["architecture"]["class"] == "NarrowResNet"
+    assert same(dict(load_encoder(path).state_dict()), before)
+
+
+def test_what_is_no_encoder_is_not_exported(tmp_path):
+    with pytest.raises(ValueError, match="an Encoder is exported, not a Linear: give method.evaluated"):
+        save_encoder(nn.Linear(2, 2), tmp_path / "encoder")
+    assert not list(tmp_path.iterdir())
 
 
 # What the description says

@@ -20,7 +20,8 @@ def export(arguments: Sequence[str]) -> None:
     from ssl_zoo.evaluation.report import epoch, whole_recipe
     from ssl_zoo.export import save_encoder
     method, content = load_method(checkpoint, options.trust), read_checkpoint(checkpoint)
-    report: Any = next((state for name, state in content["callbacks"].items() if name.startswith("Report")),
+    states = content.get("callbacks", {}).values()           # none where only the weights were saved
+    report: Any = next((state for state in states if isinstance(state, dict) and {"columns", "size"} <= state.keys()),
                        {"columns": {}, "size": None})
     print(save_encoder(method.evaluated, options.output or checkpoint.with_suffix(".safetensors"), size=report["size"],
                        recipe=whole_recipe(checkpoint.resolve().parents[1], method),
