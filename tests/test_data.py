@@ -458,13 +458,6 @@ def test_a_folder_that_is_not_there_is_refused_with_its_path(tmp_path):
         ready(ImageFolder(str(tmp_path / "nowhere")))
 
 
-def test_a_test_class_that_training_lacks_is_refused_by_name(tmp_path):
-    for name in ("train/cat", "train/dog", "val/cat", "val/eel"):
-        write_pictures(tmp_path / name, 2)
-    with pytest.raises(ValueError, match="val/eel is a class that the training part does not have"):
-        ready(ImageFolder(str(tmp_path)))
-
-
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 10])
 def test_a_share_to_hold_out_lies_between_nothing_and_everything(share):
     with pytest.raises(ValueError, match=f"between 0 and 1, not {share}"):

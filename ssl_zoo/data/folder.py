@@ -1,3 +1,4 @@
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -7,17 +8,21 @@ from torch import Tensor
 
 from ssl_zoo.data.canvases import Decoded, decode_once
 from ssl_zoo.data.images import Images
+from ssl_zoo.data.labels import in_order, read_rows
+from ssl_zoo.data.layout import Labelled, Part, understand
 from ssl_zoo.data.sources import Files, read_image
+from ssl_zoo.data.summary import Understood
+from ssl_zoo.data.tree import counted, some_of
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-TRAIN_NAME, TEST_NAMES = "train", ("val", "valid", "validation", "test")
 
 
 class ImageFolder(Images):
     """The images of a folder, of any sizes: flat and unlabelled, or with one sub-folder for each class.
 
-    Sub-folders train and val (or test) are the two parts. Without them, if there are classes, a share of each class is
-    held out as the test part and never trained on.
+    Sub-folders train and val (or test, in any case, as in Train or val2017) are the two parts. Without them, if there
+    are classes, a share of each class is held out as the test part and never trained on. Two lines at the start say
+    what was understood and what was left out.
 
     Args:
         root: the folder.
@@ -31,6 +36,10 @@ class ImageFolder(Images):
             first epoch, and again after an image has changed; views are then cut on the device. Without it the workers
             decode every image in every epoch and cut its views.
         cache_size: shorter side in pixels to which cached images are reduced; the longer side is at most twice that.
+        labelled: whether sub-folders are classes. auto looks, and takes those of the second level where they repeat in
+            those of the first (patient/class); true takes the first level's; false trains without labels.
+        labels: file with a path and a label in each line, in place of the folders' names. Images that it does not name
+            are trained on without a label.
     """
 
     train: Files
@@ -38,13 +47,16 @@ class ImageFolder(Images):
 
     def __init__(self, root: str, batch_size: int = 256, held_out: float = 0.1, evaluation_size: int = 224,
                  train_images: int | None = None, workers: int = 2, strict: bool = False, cache: str | None = None,
-                 cache_size: int = 256):
+                 cache_size: int = 256, labelled: Labelled = "auto", labels: str | None = None):
         super().__init__(batch_size, train_images, workers, strict)
         if not 0 < held_out < 1:
             raise ValueError(f"held_out is a share of each class between 0 and 1, not {held_out}")
+        if labels is not None and labelled is False:
+            raise ValueError(f"labelled is false, and labels names {labels}: leave one of the two out")
         if cache_size < 1:
             raise ValueError(f"cache_size is at least 1 pixel, not {cache_size}")
-        self.root, self.held_out, self.evaluation_size = root, held_out, evaluation_size
+        self.root, self.folders, self.labels = root, labelled, labels
+        self.held_out, self.evaluation_size = held_out, evaluation_size
         self.cache, self.cache_size = cache, cache_size
 
     def prepare_data(self) -> None:
@@ -59,53 +71,48 @@ class ImageFolder(Images):
         self.train, self.test = keep(self.train), None if self.test is None else keep(self.test)
 
     def load(self) -> tuple[Files, Files | None, list[str]]:
-        root = Path(self.root)
+        root = Path(self.root).expanduser()
         if not root.is_dir():
             raise FileNotFoundError(f"no folder of images at {root.absolute()}; give another --data.root")
-        folders = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
-        parted = TRAIN_NAME in folders and folders <= {TRAIN_NAME, *TEST_NAMES}   # beside bus and car, train is a class
-        train_root = root / TRAIN_NAME if parted else root
-        test_root = next((root / name for name in TEST_NAMES if name in folders), None) if parted else None
-        paths = find_images(train_root)
-        if not paths:
-            raise ValueError(f"no images in {train_root.absolute()}: looked for "
-                             f"{', '.join(sorted(SUFFIXES))} in it and below")
-        classes = class_names(train_root, paths)
-        train = self.files(train_root, paths, classes)
-        if not classes:
-            return train, None, []
-        test_paths = find_images(test_root) if test_root is not None else []
-        if test_root is not None and class_names(test_root, test_paths, least=1):   # otherwise a pile without labels
-            return train, self.files(test_root, test_paths, classes), classes
+        rows = None if self.labels is None else read_rows(beside(root, self.labels))
+        layout = understand(root, SUFFIXES, self.folders, rows)
+        names = {name for name in layout.train.classes if name is not None}
+        classes = sorted(names) if rows is None else in_order(names)
+        train, notes = self.files(layout.train, classes), layout.notes
+        self.understood = Understood(str(layout.root), layout.test_name, notes, layout.left_out)
+        if layout.test is not None:
+            return train, self.files(layout.test, classes), classes
+        if alone := [name for name, count in Counter(layout.train.classes).items() if count == 1 and name is not None]:
+            notes = [*notes, f"{counted(len(alone), 'class')} of one image, which trains and is not tested on "
+                             f"({some_of(sorted(alone))})"]
         kept, tested = hold_out(train.labels.numpy(), self.held_out)
+        if not len(tested):
+            self.understood = self.understood._replace(notes=notes)
+            return train, None, classes
+        self.understood = self.understood._replace(test=f"held out, {self.held_out:.0%} of each class", notes=notes)
         return train.subset(kept), train.subset(tested), classes
 
-    def files(self, root: Path, paths: list[Path], classes: list[str]) -> Files:
-        names = [path.relative_to(root).parts[0] for path in paths]
-        if unknown := sorted(set(names) - set(classes)) if classes else []:
-            raise ValueError(f"{root / unknown[0]} is a class that the training part does not have")
-        places = {name: label for label, name in enumerate(classes)}
-        labels = torch.tensor([places.get(name, -1) for name in names])
-        return Files(partial(read_nth, paths), [str(path) for path in paths], labels, self.evaluation_size)
+    def files(self, part: Part, classes: list[str]) -> Files:
+        places: dict[str | None, int] = {name: label for label, name in enumerate(classes)}
+        labels = torch.tensor([places.get(name, -1) for name in part.classes])
+        return Files(partial(read_nth, part.paths), [str(path) for path in part.paths], labels, self.evaluation_size)
 
 
-def find_images(root: Path) -> list[Path]:
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-
-
-def class_names(root: Path, paths: list[Path], least: int = 2) -> list[str]:
-    """The sub-folders' names if every image is in one and there are at least `least` of them; otherwise none."""
-    parts = [path.relative_to(root).parts for path in paths]
-    names = sorted({part[0] for part in parts})
-    return names if all(len(part) > 1 for part in parts) and len(names) >= least else []
+def beside(root: Path, name: str) -> Path:
+    """A file in the current folder, or else in `root`."""
+    given = Path(name).expanduser()
+    return given if given.is_file() or not (root / given).is_file() else root / given
 
 
 def hold_out(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Places to train and to test on: `share` of each class tests, always the same images, and each part gets one."""
+    """Places to train and to test on: `share` of each class tests, always the same images, and each part gets one.
+
+    The only image of a class trains, and so do images without a label, which is below 0.
+    """
     generator = np.random.default_rng(0)
     tested = [generator.permutation(places)[:min(max(1, round(share * len(places))), len(places) - 1)]
-              for places in (np.flatnonzero(labels == label) for label in np.unique(labels))]
-    test = np.sort(np.concatenate(tested))
+              for places in (np.flatnonzero(labels == label) for label in np.unique(labels[labels >= 0]))]
+    test = np.sort(np.concatenate([*tested, np.array([], int)]))
     return np.setdiff1d(np.arange(len(labels)), test), test
 
 

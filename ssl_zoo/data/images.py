@@ -1,13 +1,17 @@
 """The base of the data modules: images to train on and, if there are any, images to test on."""
 
+import sys
 from abc import abstractmethod
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 
 from ssl_zoo import distributed
+from ssl_zoo.data.labels import testable
 from ssl_zoo.data.sources import Files, Loader, Order, Resident, shuffled, some
+from ssl_zoo.data.summary import Understood, summary
 from ssl_zoo.distributed import world_size
 from ssl_zoo.memory import SampleTable
 
@@ -18,7 +22,8 @@ EVALUATION_BATCH = 256   # images; without gradients they fit wherever a trainin
 class Images(pl.LightningDataModule):
     """Training batches without augmentation, and evaluation batches of the training and the test part.
 
-    A subclass writes `load`; its batches are (uint8 images, canvases or crops, labels, index, key).
+    A subclass writes `load`; its batches are (uint8 images, canvases or crops, labels, index, key). What was understood
+    is said in two lines on stderr once it is loaded; `said = True` keeps it quiet.
 
     Args:
         batch_size: images in a training batch of each process.
@@ -31,6 +36,7 @@ class Images(pl.LightningDataModule):
     train: Resident | Files
     test: Resident | Files | None
     order: Order                      # of the training images in each epoch
+    understood: Understood            # `load` may set it
 
     def __init__(self, batch_size: int = 256, train_images: int | None = None, workers: int = 0,
                  strict: bool = False):
@@ -38,7 +44,8 @@ class Images(pl.LightningDataModule):
         if batch_size < 1:
             raise ValueError(f"a batch has at least 1 image, not {batch_size}")
         self.batch_size, self.train_images, self.workers, self.strict = batch_size, train_images, workers, strict
-        self.loaded, self.order = False, shuffled
+        self.loaded, self.said, self.order = False, False, shuffled
+        self.understood = Understood(type(self).__name__)
 
     @abstractmethod
     def load(self) -> tuple[Resident | Files, Resident | Files | None, list[str]]:
@@ -46,19 +53,35 @@ class Images(pl.LightningDataModule):
 
     @property
     def labelled(self) -> bool:
-        return bool((self.train.labels >= 0).all())
+        """Whether accuracy can be measured; training images without a label (-1) are trained on and not evaluated."""
+        return bool((self.train.labels >= 0).any())
 
     def setup(self, stage: str) -> None:
         if not self.loaded:
-            self.train, self.test, self.classes = self.load()
-            if self.train_images is not None:
-                self.train = self.train.subset(some(len(self.train), self.train_images))
+            self.read()
             self.loaded = True
         if stage == "fit" and self.trainer is not None:
             self.require_batches()
             for part in self.trainer.lightning_module.modules():
                 if isinstance(part, SampleTable):
                     part.require_size(len(self.train))
+
+    def read(self) -> None:
+        """Load both parts without the test images that nothing can know, and say what was understood."""
+        self.train, self.test, self.classes = self.load()
+        labels, tested = (None if part is None else part.labels.cpu().numpy() for part in (self.train, self.test))
+        assert labels is not None
+        if self.test is not None and tested is not None:
+            kept, left_out = testable(labels, tested)
+            if left_out:
+                self.test, tested = (self.test.subset(kept), tested[kept]) if len(kept) else (None, None)
+                self.understood = self.understood._replace(left_out=[*self.understood.left_out, *left_out])
+        if self.train_images is not None:
+            self.train = self.train.subset(some(len(labels), self.train_images))
+        if not self.said and distributed.rank() == 0:
+            print(summary(self.understood, self.train.labels.cpu().numpy(), tested, self.classes, len(labels)),
+                  file=sys.stderr)
+            self.said = True
 
     def require_batches(self) -> None:
         """Refuse a batch size that cannot work, before anything runs."""
@@ -94,7 +117,8 @@ class Images(pl.LightningDataModule):
         Without labels it is the training part alone, at most 5,000 images of it: enough to measure its health.
         """
         if self.labelled and self.test is not None:
-            parts = [self.train, self.test]
+            labelled = (self.train.labels >= 0).cpu().numpy()
+            parts = [self.train if labelled.all() else self.train.subset(np.flatnonzero(labelled)), self.test]
         else:
             parts = [self.train.subset(some(len(self.train), HEALTH_IMAGES))]
         if min(map(len, parts)) < world_size():

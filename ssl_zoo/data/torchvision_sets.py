@@ -10,7 +10,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ssl_zoo.data.arrays import resident
 from ssl_zoo.data.images import Images
+from ssl_zoo.data.labels import as_places
 from ssl_zoo.data.sources import Files, Resident
+from ssl_zoo.data.summary import Understood
 
 
 class TorchvisionImages(Images):
@@ -61,21 +63,26 @@ class TorchvisionImages(Images):
 
     def load(self) -> tuple[Resident | Files, Resident | Files, list[str]]:
         train, test = (self.part(train, download=False) for train in (True, False))
-        sources = [self.source(part) for part in (train, test)]
-        classes = list(getattr(train, "classes", [])) or [str(i) for i in range(int(sources[0].labels.max()) + 1)]
-        return sources[0], sources[1], [" ".join(name) if isinstance(name, tuple) else str(name) for name in classes]
+        names = [" ".join(name) if isinstance(name, tuple) else str(name) for name in getattr(train, "classes", [])]
+        labels, classes, notes = as_places({"labels to train on": self.labels(train),
+                                            "labels to test on": self.labels(test)}, names)
+        self.understood = Understood(f"{self.kind.__name__} in {self.root}", notes=notes)
+        return self.source(train, labels[0]), self.source(test, labels[1]), classes
 
-    def source(self, part: Any) -> Resident | Files:
+    def labels(self, part: Any) -> np.ndarray:
         labels = next((getattr(part, name) for name in ("targets", "labels", "_labels", "y") if hasattr(part, name)),
                       None)
         if labels is None:
             raise ValueError(f"{self.kind.__name__} keeps its labels where ssl_zoo does not find them; save it as a "
                              "folder with one sub-folder for each class and use ImageFolder")
+        return np.asarray(labels)
+
+    def source(self, part: Any, labels: np.ndarray | None) -> Resident | Files:
         if isinstance(getattr(part, "data", None), np.ndarray | Tensor):
             return resident(part.data, labels)
-
         names = [f"{self.kind.__name__} image {i}" for i in range(len(part))]
-        return Files(partial(read_item, part), names, torch.as_tensor(np.asarray(labels)).long(), self.evaluation_size)
+        places = torch.full((len(part),), -1) if labels is None else torch.from_numpy(labels)
+        return Files(partial(read_item, part), names, places, self.evaluation_size)
 
 
 def read_item(part: Any, i: int) -> Tensor:

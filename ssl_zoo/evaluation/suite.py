@@ -169,7 +169,7 @@ class Source:
 
     def batches(self, augment: Augmentation) -> tuple[Loader, Loader]:
         """Batches of the training part, from which the augmentation draws views, and plain ones of the test part."""
-        source = self.data.train
+        source = self.parts[0].source                # with labels, which not every training image need have
         if isinstance(source, Files):
             source.augment = augment
         size = min(BATCH, len(source))               # and with it the learning rate
