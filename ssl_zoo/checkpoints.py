@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser
 from ssl_zoo import encoders, paths
 from ssl_zoo.encoders import Encoder
 from ssl_zoo.views import Augmentation, ViewSpec
+from ssl_zoo.weights import load_strictly, read_state
 
 # in place of a recipe's own, for a method that is not trained
 UNUSED: dict[str, Any] = {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}, "schedule": {}}
@@ -51,7 +52,7 @@ def load_encoder(path: str | Path, *, kind: type[Encoder] | None = None) -> Enco
         encoder = kind(**architecture["arguments"])
     except TypeError as error:   # an argument that it does not take
         raise ValueError(f"{described} does not fit the class {kind.__name__} as it is now: {error}") from error
-    encoders.load_strictly(encoder, encoders.read_state(path), path)
+    load_strictly(encoder, read_state(path), path)
     return encoder.eval()
 
 

@@ -1,26 +1,25 @@
 """Encoders: images in, one feature vector or one feature map per image out. They normalise for themselves."""
 
 import difflib
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torchvision
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
+
+from ssl_zoo import published
+from ssl_zoo.weights import load_strictly, read_state
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 ROUNDING = 1e-3   # by which a resize leaves [0, 1]
-OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)")   # files have a dot that torchvision has not
 
 
 class Encoder(nn.Module, ABC):
@@ -31,8 +30,9 @@ class Encoder(nn.Module, ABC):
     Args:
         mean: mean of each channel, subtracted from images in [0, 1].
         std: standard deviation of each channel; images are divided by it after the mean is subtracted.
-        weights: file to start from: an exported encoder (.safetensors) or the backbone's state dict (.pth, as
-            torchvision publishes it; its classifier is ignored). Random weights by default.
+        weights: file to start from: an exported encoder (.safetensors), or the backbone's weights as torchvision, timm
+            or the authors of a method publish them (.pth, .ckpt), in which it is found; heads and classifiers are
+            left. Random weights by default.
     """
 
     classifier = "fc"   # the backbone's name for the classifier, which files have and encoders do not
@@ -88,14 +88,16 @@ class Encoder(nn.Module, ABC):
         """Load `weights`, if any. A subclass calls this at the end of its constructor."""
         if self.weights is None:
             return
-        state = read_state(self.weights)
-        if "mean" in state:
-            load_strictly(self, state, self.weights)
+        state, prefix = read_state(self.weights), "backbone."
+        if not {"mean", "std"} <= state.keys():
+            prefix, backbone = published.taken(self.backbone, state, self.weights, self.classifier)
+        around = prefix.removesuffix("backbone.")
+        if {f"{around}mean", f"{around}std"} <= state.keys():   # an encoder of ssl_zoo, alone or in a checkpoint
+            whole = {name.removeprefix(around): value for name, value in state.items() if name.startswith(around)}
+            load_strictly(self, whole, self.weights)
             self.arguments |= {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
         else:
-            state = {OLD_DENSENET.sub(r"\1", name): value for name, value in state.items()
-                     if not name.startswith(f"{self.classifier}.")}
-            load_strictly(self.backbone, state, self.weights)
+            load_strictly(self.backbone, backbone, self.weights)
 
 
 @contextmanager
@@ -313,38 +315,3 @@ def named(name: str) -> Callable[..., Encoder] | None:
         return partial(Torchvision, name)
     name = name.removeprefix("timm/")
     return partial(Timm, name) if find_spec("timm") and import_module("timm").is_model(name) else None
-
-
-def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The tensors in a .safetensors file or a torch state dict, loaded without running any code in the file."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no weights at {path}; give the path of a .safetensors or .pth file")
-    try:
-        if Path(path).suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:   # each reader has a dozen kinds of its own
-        raise ValueError(f"{path} cannot be read as tensors alone ({type(error).__name__}): it must be a .safetensors "
-                         "file, or a state dict that torch.save wrote") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no plain state dict; a training checkpoint becomes one with: "
-                         f"ssl-zoo export {path}")
-    return dict(state)
-
-
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Load `state` into `module`, or say in one sentence how the two differ and change nothing."""
-    require_same_tensors(module, state, source)
-    module.load_state_dict(state)
-
-
-def require_same_tensors(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Refuse a state whose tensors have other names or shapes than the module's."""
-    own = module.state_dict()
-    missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
-    reshaped = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
-    if missing or unexpected or reshaped:
-        examples = ", ".join(sorted([*missing, *unexpected, *reshaped])[:3])
-        raise ValueError(f"{source} is of another architecture: {len(missing)} tensors missing, {len(unexpected)} "
-                         f"unexpected, {len(reshaped)} of another shape ({examples}, ...); build the same encoder "
-                         "and heads as the run that wrote it")

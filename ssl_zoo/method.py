@@ -9,11 +9,12 @@ import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
-from ssl_zoo.encoders import Encoder, check_size, evaluation_mode, require_same_tensors
+from ssl_zoo.encoders import Encoder, check_size, evaluation_mode
 from ssl_zoo.losses import require_scalar
 from ssl_zoo.optim import Group, Schedules, parameter_groups
 from ssl_zoo.schedules import WarmupCosine
 from ssl_zoo.views import Augmentation, Canvases, Crops, Key, View
+from ssl_zoo.weights import require_same_tensors
 
 
 class Batch(NamedTuple):
@@ -48,8 +49,7 @@ class Method(pl.LightningModule):
             self.save_hyperparameters()
         self.encoder = encoder
         self.augment = augment
-        self.optimizer = optimizer
-        self.schedule = schedule
+        self.optimizer, self.schedule = optimizer, schedule
 
     @abstractmethod
     def training_loss(self, batch: Batch) -> Tensor:
