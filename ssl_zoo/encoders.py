@@ -41,6 +41,7 @@ class Encoder(nn.Module, ABC):
     std: Tensor
     dim: int
     arguments: dict[str, Any]   # plain values that build this encoder again: its constructor's, without `weights`
+    preprocessing: dict[str, Any]   # how the files became its images, as a data module says; empty where unknown
 
     def __init__(self, mean: tuple[float, float, float] = IMAGENET_MEAN,
                  std: tuple[float, float, float] = IMAGENET_STD, weights: str | None = None):
@@ -50,7 +51,7 @@ class Encoder(nn.Module, ABC):
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
         self.arguments = {"mean": list(mean), "std": list(std)}
-        self.weights = weights
+        self.weights, self.preprocessing = weights, {}
         self.seen = False   # whether float images have been looked at
 
     def normalize(self, images: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import os
 import pickle
 import resource
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 
-from ssl_zoo.data import ImageFolder
+from ssl_zoo.data import ImageFolder, decoding
 from ssl_zoo.data.canvases import Decoded
 from ssl_zoo.data.sources import Loader, Request
 from ssl_zoo.views import Augmentation, Canvases, Key, ViewSpec
@@ -105,7 +106,7 @@ def test_folders_sizes_and_parts_share_a_folder_of_caches(root, cache):
     sizes = sorted(path.stat().st_size for path in cache.iterdir())
     assert (len(data.train), len(data.test), len(sizes)) == (3, 2, 4)
     for part in (data.train, data.test):   # no more is kept than is used
-        assert sum(16 + part.read(i).numel() for i in range(len(part))) in sizes
+        assert 4 + sum(20 + part.read(i).numel() for i in range(len(part))) in sizes
 
 
 def test_workers_write_the_cache_that_one_process_writes(root, cache):
@@ -122,6 +123,95 @@ def test_a_source_travels_without_its_pixels(root, cache):
     assert len(sent) < 2500 < next(cache.iterdir()).stat().st_size
     order = Request(np.array([3, 8, 1]), KEY)
     assert same(pickle.loads(sent)[order], source[order])
+
+
+# What has happened to the file
+
+def images_of(source):
+    return [source.read(i) for i in range(len(source))]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.3, 0.7, 0.9999])
+def test_half_a_cache_is_written_again_before_a_run(share, root, cache):
+    expected = images_of(kept(root, cache).train)
+    path = next(cache.iterdir())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:int(share * len(whole))])
+    assert same(images_of(kept(root, cache).train), expected)
+    assert path.read_bytes() == whole
+
+
+def test_a_cache_with_a_damaged_index_is_written_again(root, cache):
+    expected = images_of(kept(root, cache).train)
+    path = next(cache.iterdir())
+    whole = path.read_bytes()
+    for place in (0, 4, 40, 183):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1:])
+        assert same(images_of(kept(root, cache).train), expected)
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", [
+    lambda whole: whole[:400] + bytes(700) + whole[1100:], lambda whole: whole[:-900], lambda whole: whole[:184],
+    lambda whole: whole[:-1] + bytes([whole[-1] ^ 1])])
+def test_an_image_that_has_changed_in_the_cache_during_a_run_is_decoded_and_put_back(damage, root, cache):
+    source = kept(root, cache).train
+    expected = images_of(source)
+    path = next(cache.iterdir())
+    whole = path.read_bytes()
+    with open(path, "r+b") as file:                      # the same file, which the source has open
+        damaged = damage(whole)
+        file.truncate(len(damaged))
+        file.write(damaged)
+    assert same(images_of(source), expected)
+    assert path.read_bytes() == whole
+
+
+def test_a_damaged_image_that_cannot_be_put_back_is_right_all_the_same(root, cache, monkeypatch):
+    source = kept(root, cache).train
+    expected = images_of(source)
+    path = next(cache.iterdir())
+    path.write_bytes(bytes(path.stat().st_size))
+    monkeypatch.setattr(os, "pwrite", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    assert same(images_of(source), expected)
+
+
+def test_another_way_of_reading_has_another_cache(root, cache):
+    Image.fromarray(np.dstack([picture(9, 9), np.zeros((9, 9), np.uint8)])).save(root / "000.png")
+    for background, colour in (("white", 255), ("black", 0)):
+        assert (kept(root, cache, background=background).train.read(0) == colour).all()
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_file_that_could_not_be_opened_is_tried_again_and_a_broken_one_is_not(root, cache, monkeypatch):
+    (root / "000.png").rename(root / "away")
+    (root / "000.png").symlink_to(root / "away")
+    (root / "001.jpg").write_bytes(b"hello")
+    closed = root / "000.png"
+    opening = Image.open
+
+    def refuse(path, *_, **__):
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied")
+        return opening(path)
+    monkeypatch.setattr(Image, "open", refuse)
+    source = kept(root, cache).train
+    assert [source.attempt(i).kind for i in (0, 1)] == ["not opened", "broken"]
+    assert "Permission denied" in source.attempt(0).sentence
+    closed = None
+    (root / "001.jpg").write_bytes(b"hello")
+    assert np.array_equal(source.read(0).permute(1, 2, 0), np.asarray(opening(root / "000.png")))
+    assert "001.jpg cannot be read as an image" in source.attempt(1).sentence
+
+
+def test_a_disk_that_fails_while_the_cache_is_written_is_not_the_caches(root, cache, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(5, "Input/output error")
+    monkeypatch.setattr(Image, "open", fail)
+    monkeypatch.setattr(decoding, "PAUSES", ())
+    with pytest.raises(OSError, match=r"000.png was not read because its disk failed 1 times .*Input/output error"):
+        kept(root, cache)
+    assert not list(cache.iterdir())
 
 
 # Where there is no room
@@ -168,7 +258,7 @@ def test_a_canvas_holds_each_image_in_its_corner_and_its_sides_are_multiples_of_
     for i, side in enumerate(sides):
         save(tmp_path / "pictures" / f"{i}.png", picture(*side, seed=i))
     source = kept(tmp_path / "pictures", cache, cache_size=48).train
-    canvases, _, index = source[Request(np.arange(len(sides)), KEY)]
+    canvases, _, index, _ = source[Request(np.arange(len(sides)), KEY)]
     assert canvases.pixels.shape == (len(sides), 3, *canvas)
     assert max(canvas) <= 2 * 48
     for pixels, (height, width), i in zip(*canvases, index.tolist(), strict=True):
@@ -181,7 +271,7 @@ def test_a_canvas_holds_each_image_in_its_corner_and_its_sides_are_multiples_of_
 @pytest.mark.parametrize("row", [SMALL, LARGE])
 def test_what_is_around_an_image_is_in_none_of_its_views(row, root, cache):
     augment = Augmentation([row])
-    canvases, _, _ = kept(root, cache).train[Request(np.arange(9), KEY)]
+    canvases, *_ = kept(root, cache).train[Request(np.arange(9), KEY)]
     views = augment(canvases, KEY)
     bright = torch.full_like(canvases.pixels, 255)
     for pixels, image, (height, width) in zip(bright, *canvases, strict=True):
@@ -266,14 +356,14 @@ def test_unreadable_images_are_left_out_or_replaced_and_named_once(holes, cache)
         plain, training = Loader(source, 5), Loader(source, 9, training=True)
         assert indices(plain) == indices(plain) == [[0, 1, 4], [5, 6, 7]]
         assert len(said(caught)) == 3
-        assert "008.png cannot be read as an image and is skipped (3 so far" in said(caught)[-1]
+        assert "008.png cannot be read as an image (cannot identify image file); remove it; it is" in said(caught)[-1]
         order, = training.plan()
         assert joined(indices(training)) == [{2: 4, 3: 4, 8: 0}.get(i, i) for i in order.places.tolist()]
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_strict_refuses_an_unreadable_image_by_name(training, holes, cache):
-    with pytest.raises(ValueError, match=r"00[238]\.\w+ cannot be read as an image; remove it"):
+    with pytest.raises(ValueError, match=r"00[238]\.\w+ cannot be read as an image .*; remove it"):
         list(Loader(kept(holes, cache).train, 9, training=training, strict=True))
 
 

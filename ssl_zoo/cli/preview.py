@@ -49,9 +49,6 @@ def draw(cli: Any, count: int, output: Path) -> None:
 
 
 def readable(source: Any, places: Iterable[int]) -> Iterator[Any]:
-    """The images [3, H, W] at these places of a source, without those that cannot be read."""
-    for i in places:
-        try:
-            yield source.read(int(i))
-        except Exception:   # whatever a decoder raises on a damaged file, which a run will name
-            continue
+    """The images [C, H, W] at these places of a source, without those that cannot be read, which a run will name."""
+    found = (source.attempt(int(place)) for place in places)
+    return (image for image in found if hasattr(image, "shape"))

@@ -1,20 +1,18 @@
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ssl_zoo.data.canvases import Decoded, decode_once
+from ssl_zoo.data.canvases import decode_once
+from ssl_zoo.data.decoding import MAX_PIXELS, SUFFIXES, Decoder
 from ssl_zoo.data.images import Images
 from ssl_zoo.data.labels import in_order, read_rows
 from ssl_zoo.data.layout import Labelled, Part, understand
-from ssl_zoo.data.sources import Files, read_image
+from ssl_zoo.data.levels import Choice, fitted
+from ssl_zoo.data.sources import Files
 from ssl_zoo.data.summary import Understood
 from ssl_zoo.data.tree import counted, some_of
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 
 
 class ImageFolder(Images):
@@ -40,6 +38,14 @@ class ImageFolder(Images):
             those of the first (patient/class); true takes the first level's; false trains without labels.
         labels: file with a path and a label in each line, in place of the folders' names. Images that it does not name
             are trained on without a label.
+        channels: of the images: 3 for colours (gray is repeated), 1 for gray, any other number for files with just
+            these channels, such as TIFFs from satellites or microscopes.
+        levels: the two values that become black and white in files of more than 8 bits; what lies beyond is clipped.
+            "file" is the whole range of the file's type (0 to 1 for floats), "data" is from the smallest to the largest
+            value of the training images (of 2,000 of them), measured before the first epoch.
+        background: the colour behind transparent pixels.
+        max_pixels: larger pictures are decoded at a reduced scale if they are JPEG, JPEG 2000 or a pyramid, and left
+            out otherwise. A worker needs about 12 bytes for a pixel.
     """
 
     train: Files
@@ -47,8 +53,11 @@ class ImageFolder(Images):
 
     def __init__(self, root: str, batch_size: int = 256, held_out: float = 0.1, evaluation_size: int = 224,
                  train_images: int | None = None, workers: int = 2, strict: bool = False, cache: str | None = None,
-                 cache_size: int = 256, labelled: Labelled = "auto", labels: str | None = None):
+                 cache_size: int = 256, labelled: Labelled = "auto", labels: str | None = None, channels: int = 3,
+                 levels: Choice = "file", background: str = "white", max_pixels: int = MAX_PIXELS):
         super().__init__(batch_size, train_images, workers, strict)
+        self.levels = levels
+        self.decoder = Decoder(channels, "file" if levels == "data" else levels, background, max_pixels)
         if not 0 < held_out < 1:
             raise ValueError(f"held_out is a share of each class between 0 and 1, not {held_out}")
         if labels is not None and labelled is False:
@@ -63,12 +72,14 @@ class ImageFolder(Images):
         if self.cache is not None:
             self.setup("fit")   # Lightning lets one process of a node write the cache while the others wait for it
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if self.cache is None or isinstance(self.train, Decoded):
-            return
-        keep = partial(decode_once, folder=self.cache, size=self.cache_size, workers=self.workers)
-        self.train, self.test = keep(self.train), None if self.test is None else keep(self.test)
+    def fit_levels(self) -> None:
+        self.decoder = fitted(self.train, self.levels, self.workers)
+        self.levels = self.decoder.levels
+        self.train = self.train.decoded_by(self.decoder)
+        self.test = None if self.test is None else self.test.decoded_by(self.decoder)
+
+    def kept(self, part: Files) -> Files:
+        return part if self.cache is None else decode_once(part, self.cache, self.cache_size, self.workers)
 
     def load(self) -> tuple[Files, Files | None, list[str]]:
         root = Path(self.root).expanduser()
@@ -95,7 +106,8 @@ class ImageFolder(Images):
     def files(self, part: Part, classes: list[str]) -> Files:
         places: dict[str | None, int] = {name: label for label, name in enumerate(classes)}
         labels = torch.tensor([places.get(name, -1) for name in part.classes])
-        return Files(partial(read_nth, part.paths), [str(path) for path in part.paths], labels, self.evaluation_size)
+        return Files(None, [str(path) for path in part.paths], labels, self.evaluation_size, self.decoder,
+                     self.left_out)
 
 
 def beside(root: Path, name: str) -> Path:
@@ -114,7 +126,3 @@ def hold_out(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
               for places in (np.flatnonzero(labels == label) for label in np.unique(labels[labels >= 0]))]
     test = np.sort(np.concatenate([*tested, np.array([], int)]))
     return np.setdiff1d(np.arange(len(labels)), test), test
-
-
-def read_nth(paths: list[Path], i: int) -> Tensor:
-    return read_image(paths[i])

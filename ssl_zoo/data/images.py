@@ -1,7 +1,9 @@
 """The base of the data modules: images to train on and, if there are any, images to test on."""
 
+import json
 import sys
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,12 +11,16 @@ import pytorch_lightning as pl
 import torch
 
 from ssl_zoo import distributed
+from ssl_zoo.data.decoding import Decoder, LeftOut, Unread
 from ssl_zoo.data.labels import testable
-from ssl_zoo.data.sources import Files, Loader, Order, Resident, shuffled, some
+from ssl_zoo.data.levels import Choice
+from ssl_zoo.data.sources import Files, Loader, Order, Resident, none_readable, shuffled, some
 from ssl_zoo.data.summary import Understood, summary
 from ssl_zoo.distributed import world_size
+from ssl_zoo.encoders import Encoder
 from ssl_zoo.memory import SampleTable
 
+TRIED = 32               # at most so many images are tried before a set of unreadable ones is refused
 HEALTH_IMAGES = 5000     # without labels, evaluation looks at this many
 EVALUATION_BATCH = 256   # images; without gradients they fit wherever a training batch fits
 
@@ -37,6 +43,9 @@ class Images(pl.LightningDataModule):
     test: Resident | Files | None
     order: Order                      # of the training images in each epoch
     understood: Understood            # `load` may set it
+    decoder: Decoder                  # how files become images
+    levels: Choice                    # "data" until the decoder's are measured
+    left_out: LeftOut                 # images that could not be read
 
     def __init__(self, batch_size: int = 256, train_images: int | None = None, workers: int = 0,
                  strict: bool = False):
@@ -46,6 +55,8 @@ class Images(pl.LightningDataModule):
         self.batch_size, self.train_images, self.workers, self.strict = batch_size, train_images, workers, strict
         self.loaded, self.said, self.order = False, False, shuffled
         self.understood = Understood(type(self).__name__)
+        self.decoder, self.levels = Decoder(), "file"   # a subclass may take others from its user
+        self.left_out = LeftOut()
 
     @abstractmethod
     def load(self) -> tuple[Resident | Files, Resident | Files | None, list[str]]:
@@ -59,12 +70,61 @@ class Images(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         if not self.loaded:
             self.read()
+            self.fit_levels()
+            self.train, self.test = self.kept(self.train), None if self.test is None else self.kept(self.test)
+            for part in (self.train, self.test):
+                self.require_readable(part)
             self.loaded = True
         if stage == "fit" and self.trainer is not None:
             self.require_batches()
             for part in self.trainer.lightning_module.modules():
                 if isinstance(part, SampleTable):
                     part.require_size(len(self.train))
+        if self.trainer is not None:
+            for module in self.trainer.lightning_module.modules():
+                if isinstance(module, Encoder):
+                    module.preprocessing = self.decoder.preprocessing   # for whoever exports it
+
+    def fit_levels(self) -> None:
+        """Find the decoder's levels once the parts are known; for images of more than 8 bits."""
+
+    def read_as(self, preprocessing: Mapping[str, Any]) -> bool:
+        """Read images as an encoder's description says that its own were, and say whether that changes anything."""
+        decoder = self.decoder.like(preprocessing)
+        if decoder == self.decoder and ("levels" not in preprocessing or self.levels == decoder.levels):
+            return False
+        self.decoder, self.levels = decoder, decoder.levels
+        if self.loaded:
+            self.loaded = False
+            self.setup("validate")
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"preprocessing": self.decoder.preprocessing}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on with images that are read in another way than those before the checkpoint."""
+        for name, before in state_dict["preprocessing"].items():
+            if (now := self.decoder.preprocessing[name]) != before:
+                raise ValueError(f"the checkpoint's images had {name} {before}, and these have {now}: go on with "
+                                 f"--data.{name} {json.dumps(before)}")
+
+    def kept(self, part: Any) -> Any:
+        """A part as batches are made of it; a subclass may keep its images decoded."""
+        return part
+
+    def require_readable(self, part: Resident | Files | None) -> None:
+        """Refuse images of which none can be read, before anything runs."""
+        if not isinstance(part, Files) or not len(part):
+            return
+        tried: dict[int, Unread] = {}
+        for place in np.unique(np.linspace(0, len(part) - 1, TRIED).astype(int)).tolist():
+            if isinstance(found := part.attempt(place), torch.Tensor):
+                return   # the loader names the others when it meets them
+            tried[place] = found.require_disk()
+        for place, why in tried.items():
+            self.left_out.note(part.names[place], why)
+        raise none_readable(part, len(tried) if len(tried) < len(part) else None)
 
     def read(self) -> None:
         """Load both parts without the test images that nothing can know, and say what was understood."""

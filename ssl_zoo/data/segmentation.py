@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 
-from ssl_zoo.data.sources import read_image
+from ssl_zoo.data.decoding import read_image
 
 IGNORE = 255   # in a mask: the class is unknown, or not to be counted
 VOC = ["background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

@@ -3,22 +3,22 @@
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ssl_zoo import distributed
+from ssl_zoo.data.decoding import COLOURS, Decoder, LeftOut, Unread, attempted, read_image
 from ssl_zoo.views import Augmentation, Canvases, Crops, Key
 
-Loaded = tuple[Tensor | Canvases | Crops, Tensor, Tensor]   # images, canvases or crops; labels [B], index [B]
+# images, canvases or crops; labels [B], index [B]; by place, the files that could not be read
+Loaded = tuple[Tensor | Canvases | Crops, Tensor, Tensor, dict[int, Unread]]
 PLAIN = Key(0, 0, 0, 0)   # of batches from which nothing is drawn
 
 
@@ -49,7 +49,7 @@ class Resident:
     """Images of one size in memory, which the device crops.
 
     Args:
-        images: [N, 3, H, W] uint8.
+        images: [N, C, H, W] uint8.
         labels: [N].
     """
 
@@ -75,11 +75,13 @@ class Resident:
 
     def __getitem__(self, request: Request) -> Loaded:
         index = torch.from_numpy(request.places).to(self.images.device, non_blocking=True)
-        return self.images[index], self.labels[index], index
+        return self.images[index], self.labels[index], index, {}
 
     def read(self, i: int) -> Tensor:
-        """One image, uint8 [3, H, W]."""
+        """One image, uint8 [C, H, W]."""
         return self.images[i].cpu()
+
+    attempt = read   # images in memory are there
 
     def fingerprint(self) -> str:
         """A hash that changes when any pixel or label changes."""
@@ -93,54 +95,80 @@ class Files:
     """Images of any sizes, decoded when they are asked for.
 
     Args:
-        read: image number -> uint8 [3, H, W]; raises if the image cannot be read.
-        names: the images' names, for messages.
+        read: image number -> uint8 [C, H, W]; raises if the image cannot be read. None reads the files of the names.
+        names: the images' names, for messages, or their paths.
         labels: [N], -1 where unknown.
         size: side in pixels of plain images: the short side is resized to 8/7 of it, then the centre is cropped.
+        decoder: how files become images.
+        left_out: notes which images could not be read; all parts of a data set share one.
     """
 
-    def __init__(self, read: Callable[[int], Tensor], names: Sequence[str], labels: Tensor, size: int):
-        self.read, self.names, self.labels, self.size = read, names, labels, size
+    def __init__(self, read: Callable[[int], Tensor] | None, names: Sequence[str], labels: Tensor, size: int,
+                 decoder: Decoder = COLOURS, left_out: LeftOut | None = None):
+        self.reader, self.names, self.labels, self.size, self.decoder = read, names, labels, size, decoder
+        self.left_out = LeftOut() if left_out is None else left_out
         self.augment: Augmentation | None = None   # cuts the crops of training batches
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, index: np.ndarray) -> Self:
-        return type(self)(partial(read_at, self.read, index), [self.names[i] for i in index],
-                          self.labels[torch.from_numpy(index)], self.size)
+        reader = None if self.reader is None else partial(read_at, self.reader, index)
+        return type(self)(reader, [self.names[i] for i in index],
+                          self.labels[torch.from_numpy(index)], self.size, self.decoder, self.left_out)
 
     def to(self, device: torch.device) -> Self:
         return self
+
+    def decoded_by(self, decoder: Decoder) -> Self:
+        """The same files, read in another way."""
+        return type(self)(self.reader, self.names, self.labels, self.size, decoder, self.left_out)
+
+    def read(self, place: int) -> Tensor:
+        """One image, uint8 [C, H, W]; raises if it cannot be read."""
+        return read_image(self.names[place], self.decoder) if self.reader is None else self.reader(place)
+
+    def attempt(self, place: int) -> Tensor | Unread:
+        """The image of a place, uint8 [C, H, W], or why there is none."""
+        return attempted(self.read, place, self.names[place])
+
+    def first_readable(self, places: Iterable[int], unread: dict[int, Unread]) -> tuple[int, Tensor] | None:
+        """The first place of which there is an image, and the image; those before it are added to `unread`."""
+        for place in places:
+            if place in unread:
+                continue
+            if isinstance(found := self.attempt(place), Tensor):
+                return place, found
+            unread[place] = found
+            if found.kind == "disk":
+                break
+        return None
 
     def __getitem__(self, request: Request) -> Loaded:
         """A plain batch leaves unreadable images out; a training batch takes the next readable one instead."""
         images: list[Tensor] = []
         index: list[int] = []
+        unread: dict[int, Unread] = {}
         for i in request.places.tolist():
-            for place in [i] if request.key is None else range(i, i + len(self)):
-                try:
-                    images.append(self.read(place % len(self)))
-                except Exception:   # whatever a decoder raises on a damaged file; the loader names it
-                    continue
-                index.append(place % len(self))
-                break
-            else:
-                if request.key is not None:   # no image can be read: do not try them all again for each place
-                    break
-        found = torch.tensor(index, dtype=torch.long)
+            tries = 1 if request.key is None else len(self)
+            if (chosen := self.first_readable(((i + step) % len(self) for step in range(tries)), unread)) is not None:
+                index.append(chosen[0])
+                images.append(chosen[1])
+            elif request.key is not None or any(why.kind == "disk" for why in unread.values()):
+                break   # no image can be read: do not try them all again for each place
+        found_at = torch.tensor(index, dtype=torch.long)
         batch = self.plain(images) if request.key is None or not images else self.for_training(images, request.key)
-        return batch, self.labels[found], found
+        return batch, self.labels[found_at], found_at, unread
 
     def fingerprint(self) -> str:
-        """A hash that changes when a file, a label or the size of the plain images changes."""
-        digest = hashlib.blake2b(f"{file_states(self.names)}{self.size}".encode(), digest_size=8)
+        """A hash that changes when a file, a label, how files are read or the size of the plain images changes."""
+        digest = hashlib.blake2b(f"{file_states(self.names)}{self.size}{self.decoder}".encode(), digest_size=8)
         digest.update(self.labels.numpy().data)
         return digest.hexdigest()
 
     def plain(self, images: Sequence[Tensor]) -> Tensor:
         middles = [centre(image, self.size) for image in images]
-        return torch.stack(middles) if middles else torch.empty(0, 3, self.size, self.size).byte()
+        return torch.stack(middles) if middles else torch.empty(0, self.decoder.channels, self.size, self.size).byte()
 
     def for_training(self, images: Sequence[Tensor], key: Key) -> Tensor | Canvases | Crops:
         """What a training batch holds of its images: their crops, or plain images if there is no augmentation."""
@@ -153,7 +181,7 @@ def some(images: int, wanted: int) -> np.ndarray:
 
 
 def centre(image: Tensor, size: int) -> Tensor:
-    """Crop the middle of a uint8 image [3, H, W] to size x size, as evaluation usually does."""
+    """Crop the middle of a uint8 image [C, H, W] to size x size, as evaluation usually does."""
     short = round(size * 8 / 7)   # 256 for 224
     return F.center_crop(F.resize(image, [short], antialias=True), [size, size])
 
@@ -179,7 +207,6 @@ class Loader:
         self.source, self.batch_size, self.workers = source, batch_size, workers
         self.training, self.strict, self.order = training, strict, order
         self.epoch, self.start, self.done = 0, 0, 0
-        self.unreadable: set[int] = set()
 
     @property
     def sampler(self) -> "Loader":
@@ -218,13 +245,13 @@ class Loader:
         self.done, self.start = self.start, 0
         plan = self.plan()[self.done:]
         for request, batch in zip(plan, self.load(plan), strict=True):
-            self.report(request, batch[2])
+            self.report(batch[2], batch[3])
             self.done += 1
-            yield *batch, request.key or PLAIN
+            yield *batch[:3], request.key or PLAIN
 
     def image(self, place: int) -> Tensor:
-        """One plain image, uint8 [3, H, W]."""
-        images, _, _ = self.source[Request(np.array([place]), None)]
+        """One plain image, uint8 [C, H, W]."""
+        images, *_ = self.source[Request(np.array([place]), None)]
         assert isinstance(images, Tensor)
         return images[0]
 
@@ -232,20 +259,26 @@ class Loader:
         workers = 0 if isinstance(self.source, Resident) else self.workers
         return load_ahead(self.source, plan, workers, pin_memory=torch.cuda.is_available())
 
-    def report(self, request: Request, found: Tensor) -> None:
-        """Name each unreadable image once."""
+    def report(self, found: Tensor, unread: Mapping[int, Unread]) -> None:
+        """Say why images are left out, of each once; stop where that is not allowed, or where a disk fails."""
         if not isinstance(self.source, Files):
             return
-        if self.training and not len(found):
-            raise ValueError(f"none of the {len(self.source)} images can be read, such as {self.source.names[0]}; "
-                             "are they images?")
-        for i in sorted(set(request.places.tolist()) - set(found.tolist()) - self.unreadable):
-            self.unreadable.add(i)
+        for place, why in unread.items():
+            new = self.source.left_out.note(self.source.names[place], why.require_disk())
             if self.strict:
-                raise ValueError(f"{self.source.names[i]} cannot be read as an image; remove it, or set strict to "
-                                 "false to skip such files")
-            warnings.warn(f"{self.source.names[i]} cannot be read as an image and is skipped "
-                          f"({len(self.unreadable)} so far; set strict to true to refuse)", stacklevel=2)
+                raise ValueError(f"{why.sentence}, or set strict to false to skip such files")
+            if new:
+                warnings.warn(f"{why.sentence}; it is skipped ({len(self.source.left_out.unread)} so far; set strict "
+                              "to true to refuse)", stacklevel=2)
+        if self.training and not len(found):
+            raise none_readable(self.source)
+
+
+def none_readable(source: Files, tried: int | None = None) -> ValueError:
+    """The sentence on a data set of which no image can be read."""
+    here = f"{tried} images that were tried, of {len(source)}," if tried else f"{len(source)} images"
+    example = next(iter(source.left_out.unread.values())).sentence
+    return ValueError(f"none of the {here} can be read ({source.left_out.kinds}), such as: {example}")
 
 
 def file_states(names: Sequence[str]) -> str:
@@ -266,21 +299,6 @@ def load_ahead(source: Any, plan: Sequence[Any], workers: int, pin_memory: bool 
     return iter(DataLoader(source, batch_size=None, sampler=plan, num_workers=workers, collate_fn=as_it_is,
                            generator=torch.Generator(),   # its own, so that torch's stays where it is
                            pin_memory=pin_memory))
-
-
-def read_image(path: Path) -> Tensor:
-    """Read an image as uint8 [3, H, W], upright; raises if the file is not a whole image.
-
-    This uses PIL. torchvision's decoder takes four fifths of its time but is marked for removal.
-    """
-    with Image.open(path) as file:
-        image: Image.Image = ImageOps.exif_transpose(file)
-        if image.mode[0] in "IF":   # more than 8 bits: PIL's conversion would cut them off at 255
-            levels = np.asarray(image)
-            if image.mode == "F" or levels.max() > 65535:
-                raise ValueError(f"{path} has 32-bit pixels, whose range nobody knows")
-            image = Image.fromarray((levels // 257).astype(np.uint8))
-        return F.pil_to_tensor(image.convert("RGB"))
 
 
 def read_at(read: Callable[[int], Tensor], places: np.ndarray, i: int) -> Tensor:

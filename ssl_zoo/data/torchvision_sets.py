@@ -6,9 +6,9 @@ import numpy as np
 import torch
 import torchvision
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ssl_zoo.data.arrays import resident
+from ssl_zoo.data.decoding import Decoder, picture
 from ssl_zoo.data.images import Images
 from ssl_zoo.data.labels import as_places
 from ssl_zoo.data.sources import Files, Resident
@@ -79,11 +79,12 @@ class TorchvisionImages(Images):
 
     def source(self, part: Any, labels: np.ndarray | None) -> Resident | Files:
         if isinstance(getattr(part, "data", None), np.ndarray | Tensor):
-            return resident(part.data, labels)
+            return resident(part.data, labels, self.decoder)
         names = [f"{self.kind.__name__} image {i}" for i in range(len(part))]
         places = torch.full((len(part),), -1) if labels is None else torch.from_numpy(labels)
-        return Files(partial(read_item, part), names, places, self.evaluation_size)
+        return Files(partial(read_item, part, self.decoder), names, places, self.evaluation_size, self.decoder,
+                     self.left_out)
 
 
-def read_item(part: Any, i: int) -> Tensor:
-    return pil_to_tensor(part[i][0].convert("RGB"))
+def read_item(part: Any, decoder: Decoder, i: int) -> Tensor:
+    return picture(part[i][0], decoder)

@@ -189,11 +189,9 @@ def view_batches(source: Resident | Files, size: int, which: int) -> Iterator[tu
     for batch, places in enumerate(torch.from_numpy(some(len(source), PAIRS)).split(BATCH)):
         kept, images = [], []
         for place in places.tolist():
-            try:
-                images.append(source.read(place))
-            except Exception:            # whatever a decoder raises on a damaged file, which the loader has named
-                continue
-            kept.append(place)
+            if isinstance(image := source.attempt(place), Tensor):   # the loader has named the others
+                images.append(image)
+                kept.append(place)
         if images:
             key = Key(0, 0, batch, 0)
             view = augment(augment.cut(images, key), key)[which].images
