@@ -35,10 +35,17 @@ def mlp(*widths: int, norm: bool = True, bias: bool = True, last_norm: bool = Fa
     return nn.Sequential(*layers)
 
 
-def pixel_mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """A two-layer `mlp` that each cell of a feature map passes by itself: [B, inputs, h, w] -> [B, outputs, h, w]."""
-    return nn.Sequential(nn.Conv2d(inputs, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True),
-                         nn.Conv2d(hidden, outputs, 1))
+def pixel_mlp(inputs: int, hidden: int, outputs: int, norm: bool = True) -> nn.Sequential:
+    """A two-layer `mlp` that each cell of a feature map passes by itself: [B, inputs, h, w] -> [B, outputs, h, w].
+
+    Args:
+        norm: put a BatchNorm after the hidden layer, whose bias it makes redundant; DenseCL has none.
+    """
+    layers: list[nn.Module] = [nn.Conv2d(inputs, hidden, 1, bias=not norm), nn.ReLU(inplace=True),
+                               nn.Conv2d(hidden, outputs, 1)]
+    if norm:
+        layers.insert(1, nn.BatchNorm2d(hidden))
+    return nn.Sequential(*layers)
 
 
 class MultiHead(nn.Module):

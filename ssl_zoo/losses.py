@@ -55,6 +55,13 @@ def require_scalar(loss: Any, name: str) -> Tensor:
     return loss
 
 
+def require_images(z: Tensor, method: str) -> Tensor:
+    """Return the rows [N, ...] of all processes' images, or raise where there is one alone to compare."""
+    if len(z) < 2:
+        raise ValueError(f"{method} compares the images of a batch, and this batch has {len(z)}: raise the batch size")
+    return z
+
+
 @full_precision
 def unit(z: Tensor) -> Tensor:
     """Rows scaled to length 1, in float32: the squares of half-precision rows underflow or overflow."""
@@ -102,18 +109,23 @@ def queue_similarities(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tenso
     return (query * key).sum(-1), query @ queue.T
 
 
-@full_precision
 def key_similarities(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Like `cross_similarities`, but no gradient reaches `key`."""
+    return cross_similarities(query, key.detach())
+
+
+@full_precision
+def cross_similarities(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     """The cosines of each query with its key [B], and with the keys of all other images on any process [B, N].
 
     Args:
-        query, key: projections [B, D], any scale. No gradient reaches `key`.
+        query, key: projections [B, D], any scale.
 
     Returns:
         The positives [B], and the negatives [B, N], where N counts the images of all processes and -inf stands where a
         query would meet its own key.
     """
-    query, key = F.normalize(query, dim=-1), F.normalize(key.detach(), dim=-1)
+    query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
     cosines = query @ distributed.gather(key).T                              # [B, N]
     partner = torch.arange(len(query), device=query.device)[:, None] + len(query) * distributed.rank()
     return cosines.gather(1, partner)[:, 0], cosines.scatter(1, partner, float("-inf"))

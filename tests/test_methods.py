@@ -23,11 +23,13 @@ from ssl_zoo.memory import MomentumEncoder, Queue
 from ssl_zoo.method import Batch
 from ssl_zoo.methods import (
     AMCL,
+    BYOL,
     DCL,
     DCLW,
     AMCLBarlowTwins,
     AMCLMoCo,
     BarlowTwins,
+    DenseCL,
     MoCHi,
     MoCo,
     MoCoV3,
@@ -46,6 +48,7 @@ from tests.test_losses import FEW, QUEUE, TOY, TOY_TOO, WIDE, written_out_nt_xen
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log.*", "ignore:the loss of .* sits at")
 WIDTHS = {"projector": (16, 8)}
+ANY_NUMBER_OF_VIEWS = {"LeJEPA", "VISReg"}       # from two upwards
 PAIRS = [(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (1, 3), (1, 4)]          # of the multi-crop views
 PROTOTYPES = normalize(torch.cos(0.2 + 1.9 * FEW[:3] + 0.8 * WIDE), dim=-1)
 
@@ -628,15 +631,17 @@ RISING = [0.99, 0.991464466, 0.995, 0.998535534]      # the reference's, a quart
 
 @pytest.mark.parametrize(("cls", "momenta", "options"), [
     (MoCo, [0.9] * 4, {"queue": 20}), (MoCHi, [0.9] * 4, {"queue": 20, "hardest": 8}),
-    (AMCLMoCo, [0.9] * 4, {"queue": 20, "heads": 2}),
+    (AMCLMoCo, [0.9] * 4, {"queue": 20, "heads": 2}), (DenseCL, [0.9] * 4, {"queue": 20}),
+    (BYOL, RISING, {"predictor": (16,)}),
     (MoCoV3, RISING, {"predictor": (16,)}), (PixPro, RISING, {"instance_weight": 1.0}), (PixContrast, RISING, {}),
 ])
 def test_averages_move_once_a_step_by_one_minus_the_momentum(run, cls, momenta, options):
     method = seeded(lambda: small(cls, **WIDTHS, momentum=momenta[0], **options))
 
     def both(method):
-        heads = method.projectors if hasattr(method, "projectors") else method.projector
-        return weights_of(method.momentum_encoder.average), weights_of(method.encoder, heads)
+        heads = [getattr(method, name) for name in ("projector", "projectors", "pixel_projector")
+                 if hasattr(method, name)]
+        return weights_of(method.momentum_encoder.average), weights_of(method.encoder, *heads)
 
     watch = AtEachStep(after=both)
     averages, online = weights_of(method.momentum_encoder.average), both(method)[1]
@@ -734,8 +739,8 @@ def test_swav_does_not_warn_where_it_learns(run):
 # What each refuses
 
 
-@pytest.mark.parametrize("name", methods.__all__)
-@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize(("name", "count"), [(name, count) for name in methods.__all__ for count in (1, 3, 8)
+                                             if count == 1 or name not in ANY_NUMBER_OF_VIEWS])
 def test_a_method_refuses_another_number_of_views_without_roles_than_two(name, count):
     options = {"global_batch": 8} if name == "AMCLBarlowTwins" else {}
     with pytest.raises(ValueError, match=f"{name} learns from 2 views of each image, and this recipe draws {count}: "
@@ -796,7 +801,7 @@ def test_two_views_of_which_none_is_global_are_refused_in_a_sentence(cls):
 
 
 def test_a_multi_crop_recipe_is_refused_by_methods_of_two_views():
-    for cls in (MoCo, MoCoV3, MoCHi, BarlowTwins, PixPro, PixContrast, AMCL, AMCLMoCo):
+    for cls in (MoCo, MoCoV3, MoCHi, BarlowTwins, PixPro, PixContrast, AMCL, AMCLMoCo, BYOL, DenseCL):
         with pytest.raises(ValueError, match=f"{cls.__name__} learns from 2 views of each image, and this recipe "
                                              "draws 5"):
             small(cls, *MULTI_CROP, **WIDTHS)
