@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from ssl_zoo.data import read_segmentation
-from ssl_zoo.data.segmentation import splits
+from ssl_zoo.data.segmentation import described, splits
 from ssl_zoo.encoders import NarrowResNet
 from ssl_zoo.evaluation.dense import (
     channel_statistics,
@@ -317,6 +317,34 @@ def test_a_broken_folder_is_named_with_the_way_out(tmp_path, break_it, message):
     break_it(root := write_voc(tmp_path / "voc", MASKS))
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         read_segmentation(root, "train")
+
+
+@pytest.mark.parametrize("lines", ["b.jpg\na.JPG\n", "b 1\na -1\n",
+                                   "/JPEGImages/b.jpg /SegmentationClass/b.png\nJPEGImages/a.jpg x\n"])
+def test_a_list_may_name_files_and_have_more_columns_and_images_may_have_any_suffix(lines, tmp_path):
+    root = write_voc(tmp_path / "voc", MASKS)
+    (root / "ImageSets/Segmentation/train.txt").write_text(lines)
+    Image.open(root / "JPEGImages/a.jpg").save(root / "JPEGImages/a.PNG", "PNG")
+    (root / "JPEGImages/a.jpg").unlink()
+    assert read_segmentation(root, "train").masks.tolist() == list(MASKS.values())
+
+
+def test_a_folder_too_high_is_searched_for_the_only_one_in_vocs_layout(tmp_path):
+    write_voc(tmp_path / "VOCdevkit" / "VOC2012", MASKS)
+    assert len(read_segmentation(tmp_path, "train").masks) == 2
+    write_voc(tmp_path / "VOCdevkit" / "VOC2007", MASKS)
+    with pytest.raises(ValueError, match="has 2 folders in VOC's layout, such as VOC2007: give one of them"):
+        read_segmentation(tmp_path, "train")
+
+
+def test_what_was_understood_of_images_with_masks_is_said_in_two_lines(tmp_path):
+    root = write_voc(tmp_path, MASKS | {"c": [[0, 0, 0], [0, 0, 0]], "d": [[1, 1, 1], [1, 1, 1]]})
+    for split, listed in (("train", "a\nb\nc\n"), ("val", "b\n"), ("trainval", "a\nb\n")):
+        (root / f"ImageSets/Segmentation/{split}.txt").write_text(listed)
+    parts = [read_segmentation(root, split) for split in ("train", "val")]
+    assert described(root, ("train", "val"), *parts) == (
+        f"{root}: 3 images with masks, 3 to train on (train) and 1 to test on (val); 1 image in both parts; 2 classes "
+        "in 2 (road) to 3 (sky) training images\nleft out: the lists trainval; 1 image in neither list")
 
 
 def test_images_of_different_sizes_need_a_size(tmp_path):

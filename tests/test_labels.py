@@ -7,10 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ssl_zoo.cli.evaluate import read_images
 from ssl_zoo.data import ArrayImages, ImageFolder
 from ssl_zoo.data.labels import as_places, in_order, testable
 from ssl_zoo.data.summary import Understood, summary
-from tests.conftest import trainer
+from ssl_zoo.encoders import NarrowResNet
+from ssl_zoo.evaluation import suite
+from ssl_zoo.evaluation.callback import Evaluation
+from tests.conftest import simclr, trainer
 from tests.test_data import Watch, ready
 
 testable.__test__ = False   # pytest would take it for a test
@@ -164,7 +168,7 @@ def test_a_data_module_says_it_once_and_a_quiet_one_never(tmp_path, capsys):
     data = ready(ImageFolder(str(root), held_out=0.25))
     data.setup("fit")
     assert capsys.readouterr().err == (
-        f"{root}: 6 images, 4 to train on and 2 to test on (held out, 25% of each class); 2 classes of 1 (bee) to 3 "
+        f"{root}: 6 images, 4 to train on and 2 to test on (held out, 25 % of each class); 2 classes of 1 (bee) to 3 "
         "(ape) training images\nleft out: nothing\n")
     data = ImageFolder(str(root))
     data.said = True
@@ -221,3 +225,25 @@ def test_a_root_may_begin_with_the_home_folder(tmp_path, monkeypatch):
 
 def test_labels_are_long_integers_whatever_they_were(tmp_path):
     assert arrays(tmp_path, np.array([1, 0], np.uint8)).train.labels.dtype == torch.long
+
+
+@pytest.mark.parametrize(("word", "classes"), [("auto", ["bad", "good"]), ("true", ["one", "two"]), ("false", [])])
+def test_the_command_line_says_whether_folders_are_classes(word, classes, tmp_path):
+    for place in ("one/good", "one/bad", "two/good", "two/bad"):
+        folder(tmp_path / "set" / place.split("/")[0], **{place.split("/")[1]: 2})
+    options = ["--data", "ImageFolder", "--data.root", str(tmp_path / "set"), "--data.labelled", word]
+    assert read_images(options).classes == classes
+
+
+def test_a_run_and_an_evaluation_measure_the_images_that_have_a_label(tmp_path):
+    labels = np.where(np.arange(40) % 5 == 0, -1, np.arange(40) % 2)
+    data = arrays(tmp_path, labels, np.arange(10) % 3)
+    recorded = Evaluation(protocols=["knn", "health"])
+    trainer(tmp_path, recorded).validate(simclr(), data, verbose=False)
+    assert recorded.latest.keys() == {"knn_instdisc", "knn_dino", "health/feature_std", "health/rankme",
+                                      "health/uniformity"}
+    found = suite.evaluate({"it": NarrowResNet(4, 2)}, data, tmp_path / "out", protocols=["knn"])
+    assert found.columns["it"].about["images"] == {"training": 32, "test": 7}
+    assert all(line in (tmp_path / "out" / "report.md").read_text() for line in data.summary.splitlines())
+    views, _ = suite.Source(data, data.val_dataloader(), tmp_path, half=False).batches(None)
+    assert (views.source.labels >= 0).all()

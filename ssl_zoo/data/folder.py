@@ -89,19 +89,16 @@ class ImageFolder(Images):
         layout = understand(root, SUFFIXES, self.folders, rows)
         names = {name for name in layout.train.classes if name is not None}
         classes = sorted(names) if rows is None else in_order(names)
-        train, notes = self.files(layout.train, classes), layout.notes
-        self.understood = Understood(str(layout.root), layout.test_name, notes, layout.left_out)
+        train = self.files(layout.train, classes)
+        self.understood = Understood(str(layout.root), layout.test_name, layout.notes, layout.left_out)
         if layout.test is not None:
             return train, self.files(layout.test, classes), classes
-        if alone := [name for name, count in Counter(layout.train.classes).items() if count == 1 and name is not None]:
-            notes = [*notes, f"{counted(len(alone), 'class')} of one image, which trains and is not tested on "
-                             f"({some_of(sorted(alone))})"]
         kept, tested = hold_out(train.labels.numpy(), self.held_out)
-        if not len(tested):
-            self.understood = self.understood._replace(notes=notes)
-            return train, None, classes
-        self.understood = self.understood._replace(test=f"held out, {self.held_out:.0%} of each class", notes=notes)
-        return train.subset(kept), train.subset(tested), classes
+        alone = sorted(name for name, count in Counter(layout.train.classes).items() if count == 1 and name is not None)
+        self.understood = self.understood._replace(test=f"held out, {100 * self.held_out:g} % of each class", notes=[
+            *layout.notes, *([f"{counted(len(alone), 'class')} of one image, which trains and is not tested on "
+                              f"({some_of(alone)})"] if alone else [])])
+        return (train.subset(kept), train.subset(tested), classes) if len(tested) else (train, None, classes)
 
     def files(self, part: Part, classes: list[str]) -> Files:
         places: dict[str | None, int] = {name: label for label, name in enumerate(classes)}

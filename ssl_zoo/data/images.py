@@ -43,6 +43,7 @@ class Images(pl.LightningDataModule):
     test: Resident | Files | None
     order: Order                      # of the training images in each epoch
     understood: Understood            # `load` may set it
+    summary: str                      # two lines on images, parts and classes
     decoder: Decoder                  # how files become images
     levels: Choice                    # "data" until the decoder's are measured
     left_out: LeftOut                 # images that could not be read
@@ -138,10 +139,10 @@ class Images(pl.LightningDataModule):
                 self.understood = self.understood._replace(left_out=[*self.understood.left_out, *left_out])
         if self.train_images is not None:
             self.train = self.train.subset(some(len(labels), self.train_images))
+        self.summary = summary(self.understood, self.train.labels.cpu().numpy(), tested, self.classes, len(labels))
         if not self.said and distributed.rank() == 0:
-            print(summary(self.understood, self.train.labels.cpu().numpy(), tested, self.classes, len(labels)),
-                  file=sys.stderr)
-            self.said = True
+            print(self.summary, file=sys.stderr)
+        self.said = True
 
     def require_batches(self) -> None:
         """Refuse a batch size that cannot work, before anything runs."""

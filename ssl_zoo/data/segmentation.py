@@ -1,5 +1,7 @@
 """Images with a class for each pixel, for dense evaluation."""
 
+import glob
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 
 from ssl_zoo.data.decoding import read_image
+from ssl_zoo.data.tree import counted, some_of
 
 IGNORE = 255   # in a mask: the class is unknown, or not to be counted
 VOC = ["background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -35,10 +38,7 @@ def read_segmentation(root: str | Path, split: str, size: tuple[int, int] | None
         size: height and width to which images (antialiased) and masks (nearest pixel) are resized. Without it all
             images must have the same size.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"no folder in VOC's layout at {root.absolute()}; give the one that holds JPEGImages "
-                                "and SegmentationClass")
+    root = voc_folder(root)
     names, classes = read_names(root, split), read_classes(root)
     pairs = [read_pair(root, name, len(classes), size) for name in names]
     for name, (image, _) in zip(names, pairs, strict=True):
@@ -47,6 +47,37 @@ def read_segmentation(root: str | Path, split: str, size: tuple[int, int] | None
                              f"{list(pairs[0][0].shape[1:])}: give a size to which all are resized")
     images, masks = zip(*pairs, strict=True)
     return Segmentation(torch.stack(images), torch.stack(masks), classes)
+
+
+def voc_folder(root: str | Path) -> Path:
+    """The folder that holds JPEGImages: this one, or the only one at most two levels below it (VOCdevkit/VOC2012)."""
+    root = Path(root).expanduser()
+    levels = ([place.parent for place in root.glob(f"{below}JPEGImages")] for below in ("", "*/", "*/*/"))
+    found = next(filter(None, levels), [])
+    if not found:
+        raise FileNotFoundError(f"no folder in VOC's layout at {root.absolute()}; give the one that holds JPEGImages "
+                                "and SegmentationClass")
+    if len(found) > 1:
+        raise ValueError(f"{root.absolute()} has {len(found)} folders in VOC's layout, such as {min(found).name}: give "
+                         "one of them")
+    return found[0]
+
+
+def described(root: Path, names: tuple[str, str], train: Segmentation, test: Segmentation) -> str:
+    """Two lines on what was understood: images, parts and classes, and what is not used."""
+    seen = [torch.bincount(mask.flatten().long(), minlength=IGNORE + 1) > 0 for mask in train.masks]
+    sizes = list(zip(torch.stack(seen).sum(0).tolist(), train.classes, strict=False))
+    (few, rarest), (many, commonest) = min(sizes), max(sizes)
+    learnt, tested = (set(read_names(root, split)) for split in names)
+    unlisted = sum(path.stem not in learnt | tested for path in (root / "JPEGImages").glob("[!.]*"))
+    others = sorted(path.stem for path in (root / "ImageSets" / "Segmentation").glob("*.txt") if path.stem not in names)
+    said = [f"{counted(len(learnt | tested), 'image')} with masks, {len(train.images):,} to train on ({names[0]}) and "
+            f"{len(test.images):,} to test on ({names[1]})",
+            f"{counted(len(learnt & tested), 'image')} in both parts" * bool(learnt & tested),
+            f"{counted(len(sizes), 'class')} in {few:,} ({rarest}) to {many:,} ({commonest}) training images"]
+    left_out = [f"the lists {some_of(others)}" * bool(others),
+                f"{counted(unlisted, 'image')} in neither list" * bool(unlisted)]
+    return f"{root}: {'; '.join(filter(None, said))}\nleft out: {'; '.join(filter(None, left_out)) or 'nothing'}"
 
 
 def splits(root: str | Path) -> tuple[str, str]:
@@ -61,7 +92,7 @@ def splits(root: str | Path) -> tuple[str, str]:
 def common_size(root: str | Path, short: int = 224) -> tuple[int, int]:
     """Height and width for a whole set: the first image's, its shorter side `short`, in multiples of 32 pixels."""
     root = Path(root)
-    height, width = read_image(root / "JPEGImages" / f"{read_names(root, 'train')[0]}.jpg").shape[1:]
+    height, width = read_image(image_path(root, read_names(root, "train")[0])).shape[1:]
     scale = short / min(height, width)
     return max(32, round(height * scale / 32) * 32), max(32, round(width * scale / 32) * 32)
 
@@ -72,10 +103,17 @@ def read_names(root: Path, split: str) -> list[str]:
     if not path.is_file():
         there = ", ".join(sorted(other.stem for other in lists.glob("*.txt"))) or "none"
         raise FileNotFoundError(f"no list of images at {path.absolute()}; the lists there are: {there}")
-    names = path.read_text().split()
-    if not names:
+    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]   # more may follow the name
+    if not lines:
         raise ValueError(f"{path.absolute()} lists no images; it needs one name a line, without folder and suffix")
-    return names
+    return [re.sub(r"(?i)\.(jpe?g|png|bmp|tiff?)$", "", words[0].rpartition("/")[2]) for words in lines]
+
+
+def image_path(root: Path, name: str) -> Path:
+    """The image of that name; most are .jpg, but any one suffix will do."""
+    usual = root / "JPEGImages" / f"{name}.jpg"
+    others = [] if usual.is_file() else sorted(usual.parent.glob(f"{glob.escape(name)}.*"))
+    return others[0] if others else usual
 
 
 def read_classes(root: Path) -> list[str]:
@@ -93,12 +131,12 @@ def read_classes(root: Path) -> list[str]:
 
 def read_pair(root: Path, name: str, classes: int, size: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
     """An image [3, H, W] and its mask [H, W], both uint8."""
-    image_path, mask_path = root / "JPEGImages" / f"{name}.jpg", root / "SegmentationClass" / f"{name}.png"
-    for path in (image_path, mask_path):
+    pixels, mask_path = image_path(root, name), root / "SegmentationClass" / f"{name}.png"
+    for path in (pixels, mask_path):
         if not path.is_file():
             raise FileNotFoundError(f"{name} is listed but there is no {path.absolute()}; add the file or strike the "
                                     "name from the list")
-    image, mask = read_image(image_path), read_mask(mask_path)
+    image, mask = read_image(pixels), read_mask(mask_path)
     if image.shape[1:] != mask.shape:
         raise ValueError(f"{name}'s image has {list(image.shape[1:])} pixels and its mask {list(mask.shape)}: a mask "
                          "needs the size of its image")

@@ -47,8 +47,8 @@ def of_classes(train: np.ndarray, classes: Sequence[str]) -> list[str]:
     size = (f"{counts[few]:,} ({names[few]}) to {counts[many]:,} ({names[many]}) training images"
             if counts[few] < counts[many] else f"{counted(int(counts[0]), 'training image')} each")
     said = [f"{counted(len(names), 'class')} of {size}"]
-    if lacking := [name for place, name in enumerate(classes) if place not in set(places.tolist())]:
-        said.append(f"no training images of {some_of(lacking)}")
+    if lacking := np.setdiff1d(np.arange(len(classes)), places).tolist():
+        said.append(f"no training images of {some_of([classes[place] for place in lacking])}")
     if unlabelled := len(train) - len(labelled):
         said.append(f"{counted(unlabelled, 'image')} without a class, only to train on")
     return said

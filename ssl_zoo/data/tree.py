@@ -84,9 +84,12 @@ def entries(folder: Path, below: tuple[str, ...], passed: Passed) -> list[os.Dir
     if below and re.fullmatch(r"version_\d+", folder.name) and RUN_FILES & {entry.name for entry in found}:
         passed.runs.append("/".join(below))
         return []
-    hidden = [entry for entry in found if entry.name.startswith(".") or entry.name.lower() in SYSTEM]
-    passed.hidden.extend("/".join((*below, entry.name)) + "/" * entry.is_dir() for entry in hidden)
-    return [entry for entry in found if entry not in hidden]
+    passed.hidden.extend("/".join((*below, entry.name)) + "/" * entry.is_dir() for entry in found if hidden(entry.name))
+    return [entry for entry in found if not hidden(entry.name)]
+
+
+def hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM
 
 
 def suffix_of(name: str) -> str:

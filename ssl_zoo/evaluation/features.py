@@ -131,7 +131,8 @@ def no_accuracy(labels: Sequence[Tensor], classes: Sequence[str] = ()) -> str:
         classes: names by label, where they have names.
     """
     if any((known < 0).any() for known in labels):
-        return "needs labels: put the images of each class into a sub-folder of their own"
+        return ("needs labels: put the images of each class into a sub-folder of their own, or give them with "
+                "--data.labels")
     if len(labels) < 2:
         return "needs a test part, and these images have none"
     first = int(labels[0][0])

@@ -163,6 +163,7 @@ def write(folder: Path, data: Mapping[str, Any], found: Comparison, pictures: Se
                      "torchvision": torchvision.__version__}}, indent=2) + "\n")
     put(folder / "report.md", "\n".join([
         f"# Evaluation on {' and '.join(f'{count:,} {which}' for which, count in images.items())} images\n",
+        *(f"{line}\n" for line in data["understood"]),
         as_markdown(rows(found.scores, found.protocols)), LEGEND,
         *(["\n## Left out\n", *(f"- {said}" for said in found.left_out)] if found.left_out else []),
         "\n## Protocols\n", *(f"- `{name}`: {text}" for name, text in sentences.items()),

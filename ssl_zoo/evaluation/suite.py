@@ -52,7 +52,8 @@ def evaluate(encoders: Mapping[str, Encoder], data: "Images", folder: Path, *,
     chosen = choose(protocols, dense)
     make(folder)                                     # what is impossible is said before hours of work
     taken = Source(data, data.val_dataloader(), features or folder / "features", half)
-    about = {"class": type(data).__name__, "classes": data.classes, "fingerprints": taken.fingerprints}
+    about = {"class": type(data).__name__, "classes": data.classes, "fingerprints": taken.fingerprints,
+             "understood": data.summary.splitlines()}
     known, pictures = Comparison(chosen, {}, {}), []
     for name, encoder in encoders.items():
         try:

@@ -1,12 +1,13 @@
 """linear_dense: a linear layer on feature maps, which tells the class of each pixel."""
 
+import sys
 from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from ssl_zoo.data.segmentation import Segmentation, common_size, read_segmentation, splits
+from ssl_zoo.data.segmentation import Segmentation, common_size, described, read_segmentation, splits, voc_folder
 from ssl_zoo.data.sources import some
 from ssl_zoo.evaluation import charts
 from ssl_zoo.evaluation.dense import dense_iou, encode_maps, pixel_logits, train_dense_head
@@ -31,8 +32,10 @@ class LinearDense(Protocol):
     def __init__(self, root: Path | None = None):
         self.parts: list[Segmentation] = []
         if root is not None:
+            root = voc_folder(root)
             size, names = common_size(root), splits(root)
             self.parts = [read_segmentation(root, split, size) for split in names]
+            print(described(root, names, *self.parts), file=sys.stderr)
             self.about = {"folder": str(root), "train": names[0], "test": names[1], "size": size}
 
     def measure(self, train: Features, test: Features, context: Context) -> Measured:
