@@ -1,14 +1,16 @@
 """Labels as people bring them, and the two lines that say what a data module has understood."""
 
+import os
 import re
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from ssl_zoo.cli.evaluate import read_images
-from ssl_zoo.data import ArrayImages, ImageFolder
+from ssl_zoo.data import ArrayImages, ImageFolder, TorchvisionImages
 from ssl_zoo.data.labels import as_places, in_order, testable
 from ssl_zoo.data.summary import Understood, summary
 from ssl_zoo.encoders import NarrowResNet
@@ -38,6 +40,7 @@ def places(train, test=None, names=()):
     ([[2], [0]], [1, 0], ["0", "2"]),
     (["dog", "ape", "", "dog"], [1, 0, -1, 1], ["ape", "dog"]),
     (["10", "9", "10"], [1, 0, 1], ["9", "10"]),
+    (np.array([3, None, 1], object), [1, -1, 0], ["1", "3"]),    # as CLEVR's test part has none
     ([b"dog", b"ape"], [1, 0], ["ape", "dog"]),
     ([[0, 0, 1], [1, 0, 0]], [1, 0], ["0", "2"]),                # one-hot
     ([[False, True], [True, False]], [1, 0], ["0", "1"]),
@@ -70,6 +73,7 @@ def test_a_label_without_a_name_is_refused_with_it(labels, said):
     ([[1, 0, 1], [0, 0, 1]], r"train_labels \[2, 3\] give an image several classes or numbers, and accuracy needs one"),
     ([[0, 0, 0], [0, 0, 1]], r"train_labels \[2, 3\] give an image several"),
     ([[0.2, 0.8], [1.0, 0.0]], r"train_labels \[2, 2\] give an image several"),
+    ([["a", "b"], ["a", "c"]], r"train_labels \[2, 2\] give an image several"),
     (np.zeros((2, 4, 4), int), r"train_labels \[2, 4, 4\] give an image several"),
     ([0.5, 1.0], "train_labels are not whole numbers, such as 0.5, and accuracy needs classes: training goes on"),
 ])
@@ -153,6 +157,12 @@ WHERE = Understood("my_images")
 ])
 def test_two_lines_say_images_parts_classes_and_what_was_left_out(understood, train, test, classes, of, said):
     assert summary(understood, np.array(train), None if test is None else np.array(test), classes, of) == said
+
+
+def test_names_that_are_no_text_can_be_written():
+    name = os.fsdecode(b"caf\xe9")
+    first, _ = summary(Understood(name), np.array([0, 1, 1]), None, [name, "bar"]).encode().splitlines()
+    assert first == rb"caf\udce9: 3 images, 3 to train on; 2 classes of 1 (caf\udce9) to 2 (bar) training images"
 
 
 def folder(root, **counts):
@@ -247,3 +257,41 @@ def test_a_run_and_an_evaluation_measure_the_images_that_have_a_label(tmp_path):
     assert all(line in (tmp_path / "out" / "report.md").read_text() for line in data.summary.splitlines())
     views, _ = suite.Source(data, data.val_dataloader(), tmp_path, half=False).batches(None)
     assert (views.source.labels >= 0).all()
+
+
+# torchvision's sets
+
+class Samples:
+    """Kept as GTSRB and Imagenette keep theirs."""
+
+    def __init__(self, root, split="train"):
+        self._samples = [("a.png", 1), ("b.png", 0)] if split == "train" else [("c.png", 1), ("d.png", None)]
+
+    def __len__(self):
+        return len(self._samples)
+
+
+class Attributes(Samples):
+    """Kept as CelebA keeps its."""
+
+    def __init__(self, root, split="train"):
+        super().__init__(root, split)
+        del self._samples
+        self.attr = torch.tensor([[1, 0, 1], [0, 1, 1]])
+
+    def __len__(self):
+        return 2
+
+
+@pytest.mark.parametrize(("kind", "train", "test", "said"), [
+    (Samples, [1, 0], [1], "left out: 1 test image without a label"),
+    (Attributes, [-1, -1], None, "labels to train on [2, 3] give an image several classes"),
+])
+def test_sets_with_samples_have_labels_and_those_with_attributes_train_without(kind, train, test, said, monkeypatch,
+                                                                                capsys):
+    monkeypatch.setattr(torchvision.datasets, kind.__name__, kind, raising=False)
+    data = TorchvisionImages(kind.__name__)
+    data.read()
+    assert data.train.labels.tolist() == train
+    assert (data.test and data.test.labels.tolist()) == test
+    assert said in capsys.readouterr().err

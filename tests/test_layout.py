@@ -296,6 +296,16 @@ def test_hidden_and_system_folders_and_files_are_no_classes_and_no_images(tree):
     assert others == "files of other kinds: 2 .heic, 1 .txt, 1 LICENSE"
 
 
+def test_folders_without_an_image_are_named_the_outermost_alone(tree):
+    root = tree("train/cat/2 train/dog/2 val/cat/1 labels/train/a.txt labels/val/b.txt runs/version_0/config.yaml")
+    for name in ("train/eel", "val/dog/deep"):
+        (root / name).mkdir(parents=True)
+    train, test, _, _, left_out = read(root)
+    assert (train, test) == ({"cat": 2, "dog": 2}, {"cat": 1})
+    assert left_out == ["pictures of runs: runs/version_0", "folders without images: labels, train/eel, val/dog",
+                        "files of other kinds: 2 .txt"]
+
+
 def test_a_root_may_be_hidden_itself(tree):
     root = tree("cat/3 dog/2")
     root = root.rename(root.parent / ".cache")

@@ -160,7 +160,7 @@ def one_each(labels: np.ndarray, what: str, notes: list[str]) -> np.ndarray:
     """One word for each image [N], empty where its class is unknown; a note where there cannot be one."""
     if labels.ndim > 2 or labels.ndim == 2 and labels.shape[1] != 1:
         rows = labels.reshape(len(labels), -1)
-        if ((rows != 0).sum(1) == 1).all() and (rows.sum(1) == 1).all():
+        if rows.dtype.kind in "iufb" and ((rows != 0).sum(1) == 1).all() and (rows.sum(1) == 1).all():
             return rows.argmax(1).astype(str)
         notes.append(f"{what} {list(labels.shape)} give an image several classes or numbers, and accuracy needs one: "
                      "training goes on without labels")
@@ -168,6 +168,8 @@ def one_each(labels: np.ndarray, what: str, notes: list[str]) -> np.ndarray:
     values: Any = labels.reshape(-1)
     if values.dtype.kind == "S":
         values = np.char.decode(values, "utf-8")
+    if values.dtype.kind == "O":   # None among them
+        return np.array(["" if value is None else str(value) for value in values])
     if values.dtype.kind == "f":
         unknown = np.isnan(values)
         if broken := values[~unknown & (values % 1 != 0)].tolist():

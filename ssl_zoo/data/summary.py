@@ -32,8 +32,9 @@ def summary(understood: Understood, train: np.ndarray, test: np.ndarray | None, 
         parts.append(f"{len(test):,} to test on" + f" ({understood.test})" * bool(understood.test))
     images = len(train) + (0 if test is None else len(test))
     said = [f"{counted(images, 'image')}, {' and '.join(parts)}", *of_classes(train, classes)]
-    return (f"{understood.where}: {'; '.join([*said, *understood.notes])}\n"
-            f"left out: {'; '.join(understood.left_out) or 'nothing'}")
+    lines = (f"{understood.where}: {'; '.join([*said, *understood.notes])}\n"
+             f"left out: {'; '.join(understood.left_out) or 'nothing'}")
+    return lines.encode("utf-8", "backslashreplace").decode()   # names of files need not be text
 
 
 def of_classes(train: np.ndarray, classes: Sequence[str]) -> list[str]:

@@ -70,12 +70,13 @@ class TorchvisionImages(Images):
         return self.source(train, labels[0]), self.source(test, labels[1]), classes
 
     def labels(self, part: Any) -> np.ndarray:
-        labels = next((getattr(part, name) for name in ("targets", "labels", "_labels", "y") if hasattr(part, name)),
-                      None)
-        if labels is None:
-            raise ValueError(f"{self.kind.__name__} keeps its labels where ssl_zoo does not find them; save it as a "
-                             "folder with one sub-folder for each class and use ImageFolder")
-        return np.asarray(labels)
+        for name in ("targets", "labels", "_labels", "y", "attr"):   # attr: CelebA's forty of each image
+            if hasattr(part, name):
+                return np.asarray(getattr(part, name))
+        if hasattr(part, "_samples"):
+            return np.asarray([label for _, label in part._samples])
+        raise ValueError(f"{self.kind.__name__} keeps its labels where ssl_zoo does not find them; save it as a folder "
+                         "with one sub-folder for each class and use ImageFolder")
 
     def source(self, part: Any, labels: np.ndarray | None) -> Resident | Files:
         if isinstance(getattr(part, "data", None), np.ndarray | Tensor):

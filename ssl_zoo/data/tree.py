@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,12 +27,13 @@ class Passed(NamedTuple):
     closed: list[str]     # folders that may not be read
     again: list[str]      # links to folders that are visited elsewhere
     broken: list[str]     # links that lead nowhere
+    empty: list[str]      # folders in which there is no image, nor below
     others: Counter[str]  # files by their suffix
 
     def sentences(self) -> list[str]:
         kinds = {"hidden or of the system": self.hidden, "pictures of runs": self.runs,
                  "folders that may not be opened": self.closed, "links to folders that count elsewhere": self.again,
-                 "links that lead nowhere": self.broken}
+                 "links that lead nowhere": self.broken, "folders without images": self.empty}
         said = [f"{kind}: {some_of(sorted(found))}" for kind, found in kinds.items() if found]
         others = sorted(self.others.items(), key=lambda item: (-item[1], item[0]))
         listed = some_of([f"{count:,} {suffix}" for suffix, count in others])
@@ -49,8 +50,9 @@ def scan(root: Path, suffixes: Collection[str]) -> tuple[list[Picture], Passed]:
         suffixes: of images, in lower case with their dot.
     """
     found: list[Picture] = []
-    passed = Passed([], [], [], [], [], Counter())
+    passed = Passed([], [], [], [], [], [], Counter())
     seen: set[tuple[int, int]] = set()
+    visited: list[tuple[str, ...]] = []
     folders: list[tuple[Path, tuple[str, ...]]] = [(root, ())]
     links: list[tuple[Path, tuple[str, ...]]] = []
     while folders or links:
@@ -60,6 +62,7 @@ def scan(root: Path, suffixes: Collection[str]) -> tuple[list[Picture], Passed]:
             passed.again.append("/".join(below))
             continue
         seen.add((state.st_dev, state.st_ino))
+        visited.append(below)
         for entry in entries(folder, below, passed):
             suffix = suffix_of(entry.name)
             if entry.is_dir():
@@ -71,6 +74,7 @@ def scan(root: Path, suffixes: Collection[str]) -> tuple[list[Picture], Passed]:
             else:
                 passed.others[suffix or entry.name] += 1
     passed.hidden[:] = [name for name in passed.hidden if name.endswith("/") or suffix_of(name) in suffixes]
+    passed.empty.extend(empty(visited, [picture.below for picture in found], [*passed.runs, *passed.closed]))
     return sorted(found, key=lambda picture: (*picture.below, picture.path.name)), passed
 
 
@@ -86,6 +90,13 @@ def entries(folder: Path, below: tuple[str, ...], passed: Passed) -> list[os.Dir
         return []
     passed.hidden.extend("/".join((*below, entry.name)) + "/" * entry.is_dir() for entry in found if hidden(entry.name))
     return [entry for entry in found if not hidden(entry.name)]
+
+
+def empty(visited: Iterable[tuple[str, ...]], filled: Iterable[tuple[str, ...]], named: Iterable[str]) -> list[str]:
+    """The folders with no image in them or below, without those inside another one or named elsewhere."""
+    used = {below[:depth] for below in (*filled, *(tuple(name.split("/")) for name in named))
+            for depth in range(len(below) + 1)}
+    return ["/".join(below) for below in visited if below not in used and below[:-1] in used]
 
 
 def hidden(name: str) -> bool:
