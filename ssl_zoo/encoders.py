@@ -2,7 +2,7 @@
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -23,7 +23,7 @@ ROUNDING = 1e-3   # by which a resize leaves [0, 1]
 
 
 class Encoder(nn.Module, ABC):
-    """[B, 3, H, W] or [B, 1, H, W] images, uint8 or float in [0, 1] -> [B, dim] features.
+    """[B, C, H, W] images, uint8 or float in [0, 1] -> [B, dim] features. Of 3 channels, also [B, 1, H, W].
 
     A subclass builds `backbone`, sets `dim` and `arguments`, and implements `maps`.
 
@@ -32,7 +32,9 @@ class Encoder(nn.Module, ABC):
         std: standard deviation of each channel; images are divided by it after the mean is subtracted.
         weights: file to start from: an exported encoder (.safetensors), or the backbone's weights as torchvision, timm
             or the authors of a method publish them (.pth, .ckpt), in which it is found; heads and classifiers are
-            left. Random weights by default.
+            left. Random weights by default. The first convolution of weights for other channels is repeated over the
+            encoder's, divided by how often, or summed for a single channel.
+        channels: of the images, C.
     """
 
     classifier = "fc"   # the backbone's name for the classifier, which files have and encoders do not
@@ -41,22 +43,29 @@ class Encoder(nn.Module, ABC):
     std: Tensor
     dim: int
     arguments: dict[str, Any]   # plain values that build this encoder again: its constructor's, without `weights`
-    preprocessing: dict[str, Any]   # how the files became its images, as a data module says; empty where unknown
+    preprocessing: dict[str, Any]   # how files became its images (levels, background, size), as far as that is known
 
-    def __init__(self, mean: tuple[float, float, float] = IMAGENET_MEAN,
-                 std: tuple[float, float, float] = IMAGENET_STD, weights: str | None = None):
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD,
+                 weights: str | None = None, channels: int = 3):
         super().__init__()
+        mean, std = of_channels(mean, channels, "mean"), of_channels(std, channels, "std")
         if min(std) <= 0:
-            raise ValueError(f"an encoder's std must be above 0, not {std}")
+            raise ValueError(f"an encoder's std must be above 0, not {tuple(std)}")
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
-        self.arguments = {"mean": list(mean), "std": list(std)}
+        self.arguments = {"mean": list(mean), "std": list(std)} | ({"channels": channels} if channels != 3 else {})
         self.weights, self.preprocessing = weights, {}
         self.seen = False   # whether float images have been looked at
 
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        return len(self.mean)
+
     def normalize(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise ValueError(f"an encoder reads images [B, 3, H, W] or [B, 1, H, W], not {list(images.shape)}")
+        if images.ndim != 4 or images.shape[1] not in ((1, 3) if self.channels == 3 else (self.channels,)):
+            gray = " or [B, 1, H, W]" * (self.channels == 3)
+            raise ValueError(f"an encoder reads images [B, {self.channels}, H, W]{gray}, not {list(images.shape)}")
         images = images / 255 if images.dtype == torch.uint8 else self.checked(images)
         return ((images - self.mean) / self.std).to(self.mean.dtype)   # one channel becomes three
 
@@ -90,15 +99,42 @@ class Encoder(nn.Module, ABC):
         if self.weights is None:
             return
         state, prefix = read_state(self.weights), "backbone."
-        if not {"mean", "std"} <= state.keys():
+
+        def whole(around: str) -> bool:   # an encoder of ssl_zoo for images of these channels
+            return len(state.get(f"{around}mean", ())) == self.channels and f"{around}std" in state
+
+        if not whole(""):
             prefix, backbone = published.taken(self.backbone, state, self.weights, self.classifier)
-        around = prefix.removesuffix("backbone.")
-        if {f"{around}mean", f"{around}std"} <= state.keys():   # an encoder of ssl_zoo, alone or in a checkpoint
-            whole = {name.removeprefix(around): value for name, value in state.items() if name.startswith(around)}
-            load_strictly(self, whole, self.weights)
+        if whole(around := prefix.removesuffix("backbone.")):   # alone, or in a checkpoint
+            own = {name.removeprefix(around): value for name, value in state.items() if name.startswith(around)}
+            load_strictly(self, own, self.weights)
             self.arguments |= {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
         else:
             load_strictly(self.backbone, backbone, self.weights)
+
+
+def of_channels(values: Sequence[float], channels: int, name: str, own: bool = False) -> list[float]:
+    """A number for each channel; those of ImageNet's colours, or the model's `own`, are also spread over others."""
+    if channels < 1:
+        raise ValueError(f"an encoder reads images of at least 1 channel, not {channels}")
+    if len(values) == channels:
+        return list(values)
+    if not own and tuple(values) not in (IMAGENET_MEAN, IMAGENET_STD):
+        raise ValueError(f"an encoder of {channels} channels has as many numbers in its {name}, not {len(values)}")
+    if channels == 1:
+        return [sum(values) / len(values)]
+    return [values[channel % len(values)] for channel in range(channels)]
+
+
+def read_channels(net: nn.Module, channels: int) -> None:
+    """Give a net a first convolution for images of other channels, at random as torchvision's are."""
+    name, first = next((name, module) for name, module in net.named_modules() if isinstance(module, nn.Conv2d))
+    if channels == first.in_channels:
+        return
+    options: dict[str, Any] = {name: getattr(first, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+    other = nn.Conv2d(channels, first.out_channels, **options, bias=first.bias is not None)
+    nn.init.kaiming_normal_(other.weight, mode="fan_out", nonlinearity="relu")
+    net.set_submodule(name, other)
 
 
 @contextmanager
@@ -118,7 +154,7 @@ def check_size(encoder: Encoder, size: int) -> None:
     """Raise a ValueError if the encoder cannot read images of `size` x `size` pixels."""
     try:
         with evaluation_mode(encoder):
-            encoder(torch.zeros(2, 3, size, size, device=encoder.mean.device))
+            encoder(torch.zeros(2, encoder.channels, size, size, device=encoder.mean.device))
     except (AssertionError, RuntimeError) as error:   # of whatever library the encoder is from
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"the encoder does not take images of {size} pixels ({why}): give them another size, or take "
@@ -146,12 +182,13 @@ class ResNet(_ResNet):
         mean: mean of each channel, subtracted from images in [0, 1].
         std: standard deviation of each channel; images are divided by it after the mean is subtracted.
         weights: file to start from: an exported encoder (.safetensors) or a torchvision state dict (.pth).
+        channels: of the images.
     """
 
     def __init__(self, depth: Literal[18, 34, 50, 101, 152] = 50, small_images: bool = False,
-                 mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD,
-                 weights: str | None = None):
-        super().__init__(mean, std, weights)
+                 mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD,
+                 weights: str | None = None, channels: int = 3):
+        super().__init__(mean, std, weights, channels)
         if depth not in (18, 34, 50, 101, 152):
             raise ValueError(f"torchvision has ResNets of 18, 34, 50, 101 and 152 layers, not of {depth}")
         self.arguments |= {"depth": depth, "small_images": small_images}
@@ -162,6 +199,7 @@ class ResNet(_ResNet):
             backbone.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
             nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")   # as torchvision does
             backbone.maxpool = nn.Identity()
+        read_channels(backbone, channels)
         self.backbone = backbone
         self.start()
 
@@ -175,15 +213,16 @@ class NarrowResNet(_ResNet):
         mean: mean of each channel, subtracted from images in [0, 1].
         std: standard deviation of each channel; images are divided by it after the mean is subtracted.
         weights: file to start from: an exported encoder (.safetensors).
+        channels: of the images.
     """
 
-    def __init__(self, width: int = 32, stages: int = 3, mean: tuple[float, float, float] = IMAGENET_MEAN,
-                 std: tuple[float, float, float] = IMAGENET_STD, weights: str | None = None):
-        super().__init__(mean, std, weights)
+    def __init__(self, width: int = 32, stages: int = 3, mean: Sequence[float] = IMAGENET_MEAN,
+                 std: Sequence[float] = IMAGENET_STD, weights: str | None = None, channels: int = 3):
+        super().__init__(mean, std, weights, channels)
         self.arguments |= {"width": width, "stages": stages}
         self.dim = width * 2 ** (stages - 1)
         self.backbone = nn.Sequential()
-        self.backbone.conv1 = nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False)
+        self.backbone.conv1 = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)
         self.backbone.bn1 = nn.BatchNorm2d(width)
         self.backbone.relu = nn.ReLU(inplace=True)
         self.backbone.maxpool = nn.Identity()
@@ -208,17 +247,21 @@ class Torchvision(Encoder):
         mean: mean of each channel, subtracted from images in [0, 1].
         std: standard deviation of each channel; images are divided by it after the mean is subtracted.
         weights: file to start from: an exported encoder (.safetensors) or a torchvision state dict (.pth).
+        channels: of the images.
     """
 
-    def __init__(self, name: str, mean: tuple[float, float, float] = IMAGENET_MEAN,
-                 std: tuple[float, float, float] = IMAGENET_STD, weights: str | None = None):
-        super().__init__(mean, std, weights)
+    def __init__(self, name: str, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD,
+                 weights: str | None = None, channels: int = 3):
+        super().__init__(mean, std, weights, channels)
         names = torchvision.models.list_models(torchvision.models)
         if name not in names:
             close = ", ".join(difflib.get_close_matches(name, names)) or "those of torchvision.models.list_models()"
             raise ValueError(f"torchvision has no classification model named {name}; it has {close}")
         net = torchvision.models.get_model(name)
         if hasattr(net, "transform_input"):
+            if channels != 3:
+                raise ValueError(f"torchvision's {name} reads images of 3 channels, not of {channels}: choose another "
+                                 "model, such as convnext_tiny")
             net.transform_input = True   # GoogLeNet's and Inception's weights were trained on pixels from -1 to 1
         last = [place for place, module in net.named_modules() if isinstance(module, nn.Linear)][-1:]
         if not last:
@@ -227,6 +270,7 @@ class Torchvision(Encoder):
         self.classifier = last[0]
         self.dim = net.get_submodule(self.classifier).in_features
         net.set_submodule(self.classifier, nn.Identity())
+        read_channels(net, channels)
         self.arguments |= {"name": name}
         self.backbone = net
         self.start()
@@ -251,12 +295,14 @@ class Timm(Encoder):
         std: standard deviation of each channel; images are divided by it after the mean is subtracted. The default is
             again the model's own.
         weights: file to start from: an exported encoder (.safetensors) or a timm state dict.
+        channels: of the images.
     """
 
-    def __init__(self, name: str, image_size: int | None = None, mean: tuple[float, float, float] | None = None,
-                 std: tuple[float, float, float] | None = None, weights: str | None = None):
-        net = timm_model(name, image_size)
-        super().__init__(mean or net.pretrained_cfg["mean"], std or net.pretrained_cfg["std"], weights)
+    def __init__(self, name: str, image_size: int | None = None, mean: Sequence[float] | None = None,
+                 std: Sequence[float] | None = None, weights: str | None = None, channels: int = 3):
+        net = timm_model(name, image_size, channels)
+        super().__init__(mean or of_channels(net.pretrained_cfg["mean"], channels, "mean", own=True),
+                         std or of_channels(net.pretrained_cfg["std"], channels, "std", own=True), weights, channels)
         self.arguments |= {"name": name, "image_size": image_size}
         if getattr(net, "head_hidden_size", net.num_features) != net.num_features:
             raise ValueError(f"timm's {name} has a layer between its pooling and its classifier, so that its features "
@@ -280,7 +326,7 @@ class Timm(Encoder):
         return self.backbone(self.normalize(images))             # pooled as the model does: a ViT by its class token
 
 
-def timm_model(name: str, image_size: int | None) -> Any:
+def timm_model(name: str, image_size: int | None, channels: int = 3) -> Any:
     """The timm model of this name without its classifier, for images of any size if the model can read them."""
     try:
         import timm
@@ -291,6 +337,7 @@ def timm_model(name: str, image_size: int | None) -> Any:
         close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "those of timm.list_models()"
         raise ValueError(f"timm has no model named {name}; it has {close}")
     options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    options |= {} if channels == 3 else {"in_chans": channels}
     try:
         return timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
     except TypeError:                                            # most models have no such option
@@ -298,7 +345,8 @@ def timm_model(name: str, image_size: int | None) -> Any:
     try:
         return timm.create_model(name, num_classes=0, **options)
     except TypeError as error:
-        raise ValueError(f"timm's {name} takes images of any size: leave image_size out ({error})") from error
+        raise ValueError(f"timm's {name} does not take {' and '.join(options)} ({error}): images of any size need no "
+                         "image_size, and channels other than 3 another model") from error
 
 
 def named(name: str) -> Callable[..., Encoder] | None:

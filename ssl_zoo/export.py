@@ -33,7 +33,7 @@ def save_encoder(encoder: encoders.Encoder, path: str | Path, *, size: int | Non
     description = {
         "format": 1,
         "architecture": {"class": class_name(type(encoder)), "arguments": encoder.arguments, "dim": encoder.dim},
-        "preprocessing": {"channels": "RGB, or one that is repeated", "input": "uint8, or float in [0, 1]",
+        "preprocessing": {**encoder.preprocessing, "channels": encoder.channels, "input": "uint8, or float in [0, 1]",
                           "size": size, "normalisation": "inside the encoder",
                           "mean": encoder.arguments["mean"], "std": encoder.arguments["std"]},
         "metrics": metrics or {},

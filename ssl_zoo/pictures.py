@@ -15,7 +15,7 @@ WRONG = (213, 94, 0)                      # vermilion of Okabe and Ito's palette
 
 
 class Tile(NamedTuple):
-    image: Tensor          # [3, H, W], uint8 or float in [0, 1]
+    image: Tensor          # [C, H, W], uint8 or float in [0, 1]
     caption: str = ""
     wrong: bool = False    # framed, crossed in a corner, and its caption in colour
 
@@ -45,10 +45,11 @@ def sheet(rows: Sequence[Sequence[Tile]], heading: str = "", split: int = 0) -> 
 
 
 def resized(image: Tensor, width: int, height: int) -> Image.Image:
-    """Resize an image [3, H, W], uint8 or float in [0, 1].
+    """Resize an image [C, H, W], uint8 or float in [0, 1], of which the first three channels, or the first, are seen.
 
     Enlarged images are not smoothed, so that the pixels of a small view stay visible; reduced ones are antialiased.
     """
+    image = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     image = image.detach().float().cpu() / (255 if image.dtype == torch.uint8 else 1)
     larger = image.shape[-2] > height or image.shape[-1] > width
     options = {"mode": "bilinear", "antialias": True} if larger else {"mode": "nearest"}

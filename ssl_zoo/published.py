@@ -84,7 +84,8 @@ def taken(net: nn.Module, state: Mapping[str, Tensor], source: str | Path,
     if broken := [name for name, value in found.items() if value.is_floating_point() and not value.isfinite().all()]:
         raise ValueError(f"{about} has values that are not finite in {len(broken)} tensors, such as {broken[0]}: take "
                          "a checkpoint of before its loss was lost")
-    changed = [name for name, value in given.items() if name in found and found[name].shape != value.shape]
+    changed = [f"{name} {list(value.shape)} to {list(found[name].shape)}" for name, value in given.items()
+               if name in found and found[name].shape != value.shape]
     mine = {prefix + name for name in names}
     left = [name for name in state if name not in mine and not of(name.removeprefix(prefix), classifier)]
     say(source, prefix, len(found), changed, left)
@@ -137,7 +138,8 @@ def of(name: str, modules: str | Sequence[str]) -> bool:
 def needed(given: Mapping[str, Tensor], own: Mapping[str, Tensor], modules: set[str]) -> dict[str, Tensor]:
     """What is the backbone's: without other modules, such as heads, and without what only pretraining uses.
 
-    A count that old batch norms lack is filled in, and a first convolution of one channel is spread over three.
+    A count that old batch norms lack is filled in, and a first convolution of one or three channels is made to read
+    the backbone's.
     """
     kept = {name: value for name, value in given.items() if name.partition(".")[0] in modules
             or "." not in name and value.numel() > 1 and not HARMLESS.fullmatch(name)}
@@ -145,9 +147,23 @@ def needed(given: Mapping[str, Tensor], own: Mapping[str, Tensor], modules: set[
         if name.endswith("num_batches_tracked"):
             kept.setdefault(name, value)
     first = next((name for name, value in own.items() if value.ndim == 4), None)
-    if first in kept and kept[first].ndim == 4 and kept[first].shape[1] == 1 and own[first].shape[1] == 3:
-        kept[first] = kept[first].expand(own[first].shape) / 3   # of a grey image all channels are the same
+    if first in kept and kept[first].ndim == 4 and kept[first].shape[1] in (1, 3):
+        kept[first] = widened(kept[first], own[first].shape[1])
     return kept
+
+
+def widened(weight: Tensor, channels: int) -> Tensor:
+    """A first convolution [D, C, h, w] for images of other channels, as timm's `adapt_input_conv` and others do.
+
+    Its kernels are repeated over the channels and divided by how often, so that where all channels are the same image
+    nothing changes; those for a single channel are summed.
+    """
+    given = weight.shape[1]
+    if channels == given:
+        return weight
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight[:, torch.arange(channels) % given] / (channels / given)
 
 
 def differ(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> bool:

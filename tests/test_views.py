@@ -537,7 +537,7 @@ def test_what_a_gpu_waits_for_would_have_been_seen(wait):
 
 # What is refused
 
-@pytest.mark.parametrize("shape", [(2, 4, 8, 8), (2, 2, 8, 8), (0, 3, 8, 8), (3, 8, 8)])
+@pytest.mark.parametrize("shape", [(2, 8, 8, 4), (2, 8, 8, 3), (2, 8, 8, 1), (0, 3, 8, 8), (3, 8, 8)])
 def test_images_that_have_no_views_are_refused_with_their_shape(shape):
     with pytest.raises(ValueError, match=rf"views are drawn from images .* not from \[{str(list(shape))[1:-1]}\]"):
         Augmentation([ViewSpec(size=8)])(torch.zeros(shape), KEY)

@@ -34,6 +34,7 @@ def draw(cli: Any, count: int, output: Path) -> None:
     augment = cli.model.augment
     cli.datamodule.prepare_data()
     cli.datamodule.setup("fit")
+    cli.datamodule.introduce(cli.model)
     source = cli.datamodule.train
     places = np.random.default_rng(run_seed()).permutation(len(source))
     images = list(itertools.islice(readable(source, places), count))

@@ -19,6 +19,7 @@ from ssl_zoo.data.summary import Understood, summary
 from ssl_zoo.distributed import world_size
 from ssl_zoo.encoders import Encoder
 from ssl_zoo.memory import SampleTable
+from ssl_zoo.views import Augmentation
 
 TRIED = 32               # at most so many images are tried before a set of unreadable ones is refused
 HEALTH_IMAGES = 5000     # without labels, evaluation looks at this many
@@ -82,9 +83,19 @@ class Images(pl.LightningDataModule):
                 if isinstance(part, SampleTable):
                     part.require_size(len(self.train))
         if self.trainer is not None:
-            for module in self.trainer.lightning_module.modules():
-                if isinstance(module, Encoder):
-                    module.preprocessing = self.decoder.preprocessing   # for whoever exports it
+            self.introduce(self.trainer.lightning_module)
+
+    def introduce(self, method: torch.nn.Module) -> None:
+        """Tell a method's parts how images are read; refuse channels that one of them does not take."""
+        channels = self.decoder.channels
+        for module in method.modules():
+            if isinstance(module, Encoder):
+                if module.channels != channels:
+                    raise ValueError(f"the images have {channels} channel{'s' * (channels > 1)} and the encoder reads "
+                                     f"{module.channels}: set --data.channels and --model.encoder.channels alike")
+                module.preprocessing = self.decoder.preprocessing   # for whoever exports it
+        if isinstance(augment := getattr(method, "augment", None), Augmentation):
+            augment.require_channels(channels)
 
     def fit_levels(self) -> None:
         """Find the decoder's levels once the parts are known; for images of more than 8 bits."""

@@ -63,9 +63,11 @@ class TrainingBatches(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
 
-def crop_and_flip(size: int) -> Augmentation:
+def crop_and_flip(size: int, channels: int = 3) -> Augmentation:
     """The views of both protocols, `size` pixels wide. Give it to workers that cut crops before the training starts."""
-    return Augmentation([ViewSpec(size, scale=(0.08, 1.0), flip=0.5)])
+    augment = Augmentation([ViewSpec(size, scale=(0.08, 1.0), flip=0.5)])
+    augment.require_channels(channels)
+    return augment
 
 
 def linear_simclr(encoder: Encoder, train: TrainingBatches, test: Iterable[Any], classes: int, size: int, *,
@@ -99,7 +101,7 @@ def on_images(recipe: Recipe, context: Context) -> Measured:
     if context.encoder is None or context.batches is None:
         raise ValueError(f"{recipe.name} trains on images, for long: measure the exported encoder with "
                          "ssl-zoo evaluate")
-    train, test = context.batches(crop_and_flip(context.size))
+    train, test = context.batches(crop_and_flip(context.size, context.encoder.channels))
     epochs = context.epochs or recipe.epochs
     trained = evaluate(recipe, context.encoder, train, test, len(context.classes), context.size, epochs)
     about = {"batch": train.batch_size, "size": context.size, "epochs": epochs}
@@ -127,7 +129,7 @@ def learn(recipe: Recipe, encoder: Encoder, train: TrainingBatches, classes: int
     """A copy of the encoder and its linear layer after training. Views depend on (seed, epoch, batch) alone."""
     name, batch, steps = named(recipe, epochs), train.batch_size, len(train)
     require_steps(name, epochs, batch, steps)
-    seed, device, augment = distributed.run_seed(), encoder.mean.device, crop_and_flip(size)
+    seed, device, augment = distributed.run_seed(), encoder.mean.device, crop_and_flip(size, encoder.channels)
     with apart(seed, device), tqdm(total=epochs * steps, desc=name, unit="step", file=sys.stderr, disable=None) as bar:
         model = assemble(encoder, classes, recipe.frozen)
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], momentum=0.9, nesterov=True)

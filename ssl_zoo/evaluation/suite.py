@@ -196,4 +196,4 @@ def view_batches(source: Resident | Files, size: int, which: int) -> Iterator[tu
         if images:
             key = Key(0, 0, batch, 0)
             view = augment(augment.cut(images, key), key)[which].images
-            yield view, source.labels[kept], torch.tensor(kept)
+            yield view[:, :len(images[0])], source.labels[kept], torch.tensor(kept)

@@ -1,4 +1,6 @@
-"""Colour, blur and solarise for float images [N, 3, H, W] in [0, 1], with one parameter for each image.
+"""Colour, blur and solarise for float images [N, C, H, W] in [0, 1], with one parameter for each image.
+
+What needs three channels, red, green and blue, says [N, 3, H, W]; brightness, contrast, blur and solarise take any.
 
 Each function gives what torchvision's function of the same name gives on float images with the same parameter. A name
 with a trailing underscore overwrites its images; a CPU calls these on the images that an operation changes and leaves
@@ -27,9 +29,12 @@ def brightness_(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def contrast_(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend each image with its own mean luma; a `factor` [N] of 0 gives plain gray, 1 changes nothing."""
+    """Blend each image with its own mean luma; a `factor` [N] of 0 gives plain gray, 1 changes nothing.
+
+    The luma of other than three channels is their mean.
+    """
     means = images.mean((2, 3))
-    gray = means @ means.new_tensor(LUMA) * (1 - factor)
+    gray = (means @ means.new_tensor(LUMA) if means.shape[1] == 3 else means.mean(1)) * (1 - factor)
     return images.mul_(per_image(factor)).add_(per_image(gray)).clamp_(0, 1)
 
 
@@ -77,12 +82,13 @@ def jitter_(images: Tensor, factors: Tensor, order: Iterable[int]) -> Tensor:
     """Apply torchvision's ColorJitter with factors of each image's own, in one order for all images.
 
     Args:
-        images: [N, 3, H, W] in [0, 1], overwritten.
+        images: [N, C, H, W] in [0, 1], overwritten; saturation and hue leave other than three channels alone.
         factors: [N, 4]: the factors of brightness, contrast and saturation, and the turns of hue.
         order: the places in JITTER of the operation that comes first, second, third and last.
     """
     for operation in order:
-        JITTER[operation](images, factors[:, operation])
+        if images.shape[1] == 3 or JITTER[operation] in (brightness_, contrast_):
+            JITTER[operation](images, factors[:, operation])
     return images
 
 
@@ -101,12 +107,14 @@ def jitter_all(images: Tensor, steps: Tensor) -> Tensor:
     `operations.jitter_steps` writes an image's order and factors as these steps.
 
     Args:
-        images: [N, 3, H, W] in [0, 1].
+        images: [N, C, H, W] in [0, 1].
         steps: [N, STEPS]: nine columns of `half_chain` before contrast, nine after it, and the factor of contrast.
 
     Returns:
         [N, 3, H, W] in [0, 1].
     """
+    if images.shape[1] != 3:
+        return brighten_all(images, steps[..., None, None])
     columns = [column[:, None, None] for column in steps.unbind(1)]
     red, green, blue = images.unbind(1)
     rgb = half_chain((red, green, blue), columns[:9])
@@ -114,6 +122,18 @@ def jitter_all(images: Tensor, steps: Tensor) -> Tensor:
     mean = luma(rgb).mean((1, 2), keepdim=True) * (1 - factor)
     rgb = half_chain(each(rgb, lambda channel: (factor * channel + mean).clamp(0, 1)), columns[9:18])
     return torch.stack(rgb, 1)
+
+
+def brighten_all(images: Tensor, steps: Tensor) -> Tensor:
+    """`jitter_all` for images of other than three channels: brightness and contrast alone, in each image's order.
+
+    Of the blends before contrast, and of those after it, one at most is brightness; the others are neutral, and 1.
+    """
+    before, after = (steps[:, start:start + 8:2].prod(1, keepdim=True) for start in (0, 9))     # [N, 1, 1, 1]
+    factor = steps[:, 18:19]
+    images = (images * before).clamp(0, 1)
+    images = (factor * images + (1 - factor) * images.mean((1, 2, 3), keepdim=True)).clamp(0, 1)
+    return (images * after).clamp(0, 1)
 
 
 def half_chain(rgb: RGB, columns: list[Tensor]) -> RGB:
@@ -173,13 +193,13 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel: int, dtype: torch.dtype
     convolution at 32 pixels and the same time at 224.
 
     Args:
-        images: [N, 3, H, W] in [0, 1].
+        images: [N, C, H, W] in [0, 1].
         sigma: [N] standard deviations, pixels; 0 changes nothing.
         kernel: width of the Gaussian, an odd number of pixels.
         dtype: type in which the products are computed.
 
     Returns:
-        [N, 3, H, W] float32, contiguous.
+        [N, C, H, W] float32, contiguous.
     """
     matrices = blur_matrices(sigma, images.shape[-2], kernel).to(dtype), blur_matrices(sigma, images.shape[-1], kernel)
     n, channels, height, width = images.shape

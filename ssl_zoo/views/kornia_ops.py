@@ -40,9 +40,14 @@ class Extra:
     """
 
     def __init__(self, entries: Sequence[Any], size: int):
-        self.modules = [built(entry) for entry in entries]
+        self.modules, self.size = [built(entry) for entry in entries], size
         for module in self.modules:
             require_usable(module, size)
+
+    def require_channels(self, channels: int) -> None:
+        """Raise a ValueError if an augmentation fails on views of so many channels."""
+        for module in self.modules:
+            require_usable(module, self.size, channels)
 
     @property
     def moving(self) -> str:
@@ -63,7 +68,7 @@ class Drawn(NamedTuple):
     seed: int
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Change images [N, 3, S, S] float32 in [0, 1], clamping them to [0, 1] after each augmentation."""
+        """Change images [N, C, S, S] float32 in [0, 1], clamping them to [0, 1] after each augmentation."""
         with seeded(self.seed):
             for module in self.modules:
                 images = applied(module, images).clamp_(0, 1)
@@ -122,21 +127,24 @@ def refuse(kind: type) -> None:
                          f"AugmentationBase2D, and {kind.__name__} is not one: list such operations one by one")
 
 
-def require_usable(module: AugmentationBase2D, size: int) -> None:
+def require_usable(module: AugmentationBase2D, size: int, channels: int = 3) -> None:
     """Raise a ValueError, before training, if a module fails on two gray views of this size or changes their size."""
-    views = torch.full((2, 3, size, size), 0.5)
+    views = torch.full((2, channels, size, size), 0.5)
     try:
         with seeded(0):
-            shape = list(applied(module, views, always=True).shape[-2:])
+            _, found, *shape = applied(module, views, always=True).shape
     except Exception as error:   # whatever Kornia raises on such a view
-        raise ValueError(f"{name(module)} fails on views of {size} pixels: {error}") from error
+        of = f"{size} pixels" if channels == 3 else f"{channels} channels"
+        raise ValueError(f"{name(module)} fails on views of {of}: {error}") from error
+    if found != channels:
+        raise ValueError(f"{name(module)} makes {found} channels out of {channels}: leave it out of extra")
     if shape != [size, size]:
         raise ValueError(f"{name(module)} makes views of {shape[0]} x {shape[1]} pixels out of {size} x {size}: the "
                          "row's size and scale say how views are cut, so leave it out of extra or keep the size")
 
 
 def applied(module: AugmentationBase2D, images: Tensor, always: bool = False) -> Tensor:
-    """Change images [N, 3, S, S], drawing random numbers from torch's generator for the CPU.
+    """Change images [N, C, S, S], drawing random numbers from torch's generator for the CPU.
 
     Args:
         module: the augmentation.

@@ -38,6 +38,10 @@ class Operation:
         """The probability that the operation changes a view; at 0, the row's views skip it."""
         return getattr(spec, self.name)
 
+    def of_colours(self, spec: ViewSpec) -> list[str]:
+        """The options of a row that mean red, green and blue, and are not 0."""
+        return []
+
     def draw(self, spec: ViewSpec, even: np.ndarray, columns: np.ndarray) -> None:
         """Fill `columns` [V, B] of a table from the uniform random numbers `even` [V, B]."""
         raise NotImplementedError
@@ -47,7 +51,7 @@ class Operation:
         return [np.flatnonzero(flat(columns)[:, 0])]
 
     def change(self, images: Tensor, columns: np.ndarray, spec: ViewSpec) -> Tensor:
-        """Change images [N, 3, S, S] of one group, given their `columns` [N]. You may overwrite `images`."""
+        """Change images [N, C, S, S] of one group, given their `columns` [N]. You may overwrite `images`."""
         raise NotImplementedError
 
     def numbers(self, columns: np.ndarray) -> np.ndarray:
@@ -55,7 +59,7 @@ class Operation:
         return flat(columns)
 
     def change_all(self, images: Tensor, numbers: Tensor, spec: ViewSpec) -> Tensor:
-        """Change images [N, 3, S, S] where `numbers` [N, numbers] say so, in a form that torch.compile can trace."""
+        """Change images [N, C, S, S] where `numbers` [N, numbers] say so, in a form that torch.compile can trace."""
         raise NotImplementedError
 
 
@@ -88,6 +92,9 @@ class Jitter(Operation):
     def change(self, images: Tensor, columns: np.ndarray, spec: ViewSpec) -> Tensor:
         return colour.jitter_(images, torch.from_numpy(columns["factors"]), columns["order"][0].astype(int))
 
+    def of_colours(self, spec: ViewSpec) -> list[str]:
+        return [name for name in ("saturation", "hue") if spec.jitter and getattr(spec, name) * spec.strength]
+
     def numbers(self, columns: np.ndarray) -> np.ndarray:
         return jitter_steps(columns)
 
@@ -97,6 +104,9 @@ class Jitter(Operation):
 
 class Gray(Operation):
     """Drop the colour. Kornia's gives the same to 0.03 of a gray level and takes twice as long."""
+
+    def of_colours(self, spec: ViewSpec) -> list[str]:
+        return ["gray"] if spec.gray else []
 
     name = "gray"
     even = columns = np.dtype([("applied", "f4")])
@@ -156,6 +166,15 @@ OPERATIONS: tuple[Operation, ...] = (Jitter(), Gray(), Blur(), Solarize())   # i
 def of(spec: ViewSpec) -> list[Operation]:
     """The operations that may change a row's views, in the order in which they run."""
     return [operation for operation in OPERATIONS if operation.chance(spec)]
+
+
+def require_channels(spec: ViewSpec, channels: int) -> None:
+    """Raise a ValueError that names the options of a row which images of so many channels cannot have."""
+    wrong = [name for operation in of(spec) for name in operation.of_colours(spec)]
+    if channels != 3 and wrong:
+        raise ValueError(f"{' and '.join(wrong)} mean{'s' * (len(wrong) == 1)} red, green and blue; the images have "
+                         f"{channels} channel{'s' * (channels > 1)}: set {', '.join(f'{name}: 0' for name in wrong)} "
+                         "in the rows of views; brightness, contrast, blur and solarize take any number")
 
 
 def flat(columns: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ BY_PRODUCTS = 64   # pixels: up to this side, matrix products are faster on a CP
 class View(NamedTuple):
     """One view of each image of a batch, and where in the images it comes from."""
 
-    images: Tensor    # [B, 3, size, size] in [0, 1], of the augmentation's dtype
+    images: Tensor    # [B, C, size, size] in [0, 1], of the augmentation's dtype
     boxes: Tensor     # [B, 4] left, top, right, bottom as shares of the source image
     flipped: Tensor   # [B, 2] bool: mirrored left to right, mirrored top to bottom
     role: str = ""    # the role of its row
@@ -42,14 +42,14 @@ class View(NamedTuple):
 class Canvases(NamedTuple):
     """A batch of images of different sizes, each in the upper left corner of a canvas; its other pixels are unused."""
 
-    pixels: Tensor       # [B, 3, H, W] uint8
+    pixels: Tensor       # [B, C, H, W] uint8
     sizes: np.ndarray    # [B, 2] height and width of the images, pixels; NumPy, to stay on the host
 
 
 class Crops(NamedTuple):
     """A batch of crops that a data loader's worker has cut, with the tables for the operations still to come."""
 
-    pixels: list[Tensor]          # for each row of the recipe [V, B, 3, size, size] uint8, resized and flipped
+    pixels: list[Tensor]          # for each row of the recipe [V, B, C, size, size] uint8, resized and flipped
     tables: list[np.ndarray]      # for each row of the recipe [V, B] of tables.COLUMNS; NumPy, to stay on the host
     sizes: np.ndarray             # [B, 2] height and width of the source images, pixels
 
@@ -81,6 +81,7 @@ class Augmentation:
         self.views = tuple(views)
         self.extras = [extra_of(spec) for spec in self.views]
         self.compile, self.channels_last = compile, channels_last
+        self.channels = 3   # that gray images get; a data module of single channels says otherwise
         self.dtype: torch.dtype = getattr(torch, dtype)
 
     @property
@@ -129,6 +130,14 @@ class Augmentation:
                          f"{self.count}: make the counts of its view rows add up to {count}{' or more' * or_more}"
                          f"{instead}")
 
+    def require_channels(self, channels: int) -> None:
+        """Take images of so many channels, or raise one sentence that names what in the rows means red, green, blue."""
+        for spec, extra in zip(self.views, self.extras, strict=True):
+            operations.require_channels(spec, channels)
+            if extra is not None:
+                extra.require_channels(channels)
+        self.channels = channels
+
     def pairs(self, method: str) -> list[tuple[int, int]]:
         """The pairs of views that a contrastive method compares: each global view with every other, each pair once."""
         found = self.require_views(method, role="global")
@@ -154,7 +163,7 @@ class Augmentation:
         """Cut the crops of a batch, which is a data loader worker's part of the work.
 
         Args:
-            images: uint8, [3, H, W] or [1, H, W] each, of any sizes.
+            images: uint8, [C, H, W] each, of any sizes; [1, H, W] become three channels.
             key: the batch. Give `__call__` the same one.
         """
         if not images or any(image.dtype != torch.uint8 for image in images):
@@ -163,7 +172,7 @@ class Augmentation:
             require_images(image[None])
         sizes = np.array([image.shape[-2:] for image in images])
         tables = self.draw(sizes, key)
-        images = [image.expand(3, -1, -1) for image in images]
+        images = [self.coloured(image[None])[0] for image in images]
         pixels = [torch.stack([torch.stack([cut(image, entry, spec) for image, entry in zip(images, view, strict=True)])
                                for view in table]) for spec, table in zip(self.views, tables, strict=True)]
         return Crops(pixels, tables, sizes)
@@ -173,8 +182,8 @@ class Augmentation:
         """Make the views of a batch.
 
         Args:
-            batch: images [B, 3, H, W] or [B, 1, H, W], uint8 or float32 in [0, 1]; canvases of images of different
-                sizes; or the crops that `cut` made of them.
+            batch: images [B, C, H, W], uint8 or float32 in [0, 1], of which [B, 1, H, W] become three channels;
+                canvases of images of different sizes; or the crops that `cut` made of them.
             key: the batch, which seeds its random numbers.
 
         Returns:
@@ -182,7 +191,7 @@ class Augmentation:
         """
         if isinstance(batch, Tensor):
             require_images(batch)
-            batch = Canvases(batch.expand(-1, 3, -1, -1), np.array([batch.shape[-2:]] * len(batch)))
+            batch = Canvases(self.coloured(batch), np.array([batch.shape[-2:]] * len(batch)))
         elif isinstance(batch, Canvases):
             require_canvases(batch)
         tables = batch.tables if isinstance(batch, Crops) else self.draw(batch.sizes, key)
@@ -190,6 +199,13 @@ class Augmentation:
         with torch.autocast(sources[0].device.type, enabled=False):   # bfloat16 has half the levels of a pixel
             return [view for row, (source, table, spec) in enumerate(zip(sources, tables, self.views, strict=True))
                     for view in self.render(source, table, batch.sizes, spec, self.extra_change(row, key))]
+
+    def coloured(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W], those of one channel in as many as the views are to have."""
+        images = images.expand(-1, self.channels, -1, -1) if images.shape[1] == 1 else images
+        if images.shape[1] not in (3, self.channels):
+            self.require_channels(images.shape[1])
+        return images
 
     def extra_change(self, row: int, key: Key) -> Any:
         """A function that applies a row's `extra` with the numbers of this batch; None for a row without `extra`.
@@ -209,11 +225,11 @@ class Augmentation:
         """Make the views of one row of the recipe from its table.
 
         Args:
-            source: images [B, 3, H, W], or crops [V, B, 3, size, size].
+            source: images [B, C, H, W], or crops [V, B, C, size, size].
             table: [V, B] with the columns of `tables.COLUMNS`.
             sizes: [B, 2] height and width of the source images, pixels.
             spec: the row.
-            last: a function that changes images [V * B, 3, size, size] float32 at the end and is not compiled; see
+            last: a function that changes images [V * B, C, size, size] float32 at the end and is not compiled; see
                 `extra_change`.
         """
         finish = self.finish if last is None else contiguous
@@ -253,15 +269,15 @@ def extra_of(spec: ViewSpec) -> Any:
 
 
 def by_size(views: Sequence[View]) -> list[Tensor]:
-    """Join the images of neighbouring views of one size into [views * B, 3, H, W], to pass the encoder together."""
+    """Join the images of neighbouring views of one size into [views * B, C, H, W], to pass the encoder together."""
     return [torch.cat(list(group)) for _, group in itertools.groupby((view.images for view in views), key=Tensor.size)]
 
 
 def require_images(images: Tensor) -> None:
     """Raise a ValueError unless views can be made of `images`."""
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
-        raise ValueError(f"views are drawn from images [B, 3, H, W] or [B, 1, H, W], not from {list(images.shape)}; "
-                         "keep three channels and at least one image of at least one pixel")
+    if images.ndim != 4 or not images.numel() or images.shape[1] > 4 >= images.shape[3]:   # the last of [B, H, W, C]
+        raise ValueError(f"views are drawn from images [B, C, H, W], not from {list(images.shape)}; put the channels "
+                         "first, and keep at least one image of at least one pixel")
     if images.dtype == torch.uint8:
         return
     lowest, highest = images.amin().item(), images.amax().item()   # waits for a GPU, but loaders send uint8
@@ -285,10 +301,10 @@ def require_canvases(canvases: Canvases) -> None:
 # On a CPU: a few views at a time, which stay in its cache, and each operation only on the views that it changes
 
 def cut(image: Tensor, entry: np.void, spec: ViewSpec) -> Tensor:
-    """Cut one crop [3, size, size] from one uint8 image [3, H, W], by torch's own antialiased resize.
+    """Cut one crop [C, size, size] from one uint8 image [C, H, W], by torch's own antialiased resize.
 
     Args:
-        image: [3, H, W] uint8.
+        image: [C, H, W] uint8.
         entry: of a table, with the columns of `tables.COLUMNS`.
         spec: the row of the recipe.
     """
@@ -304,12 +320,12 @@ def sparse(source: Tensor, table: np.ndarray, spec: ViewSpec) -> Tensor:
     """Make the views of one row by changing few of them at a time.
 
     Args:
-        source: images [B, 3, H, W], or crops [V, B, 3, size, size].
+        source: images [B, C, H, W], or crops [V, B, C, size, size].
         table: [V, B] with the columns of `tables.COLUMNS`.
         spec: the row.
 
     Returns:
-        [V * B, 3, size, size] float32 in [0, 1].
+        [V * B, C, size, size] float32 in [0, 1].
     """
     views, entries = cut_all(source, table, spec).flatten(0, 1), table.reshape(-1)
     step = max(1, PIECE // views[0].nbytes)
@@ -329,13 +345,13 @@ def sparse(source: Tensor, table: np.ndarray, spec: ViewSpec) -> Tensor:
 
 
 def cut_all(source: Tensor, table: np.ndarray, spec: ViewSpec) -> Tensor:
-    """Cut the crops [V, B, 3, size, size] of one row, float32 in [0, 1], unless `source` is crops already.
+    """Cut the crops [V, B, C, size, size] of one row, float32 in [0, 1], unless `source` is crops already.
 
     Large crops of uint8 images come from torch's resize in uint8, which rounds to one of 256 levels.
     """
     if source.ndim == 5:
         return source / 255
-    crops = torch.empty(*table.shape, 3, spec.size, spec.size)
+    crops = torch.empty(*table.shape, source.shape[1], spec.size, spec.size)
     if source.dtype == torch.uint8 and spec.size > BY_PRODUCTS:
         for view, entries in zip(crops, table, strict=True):
             for place, image, entry in zip(view, source, entries, strict=True):
@@ -356,14 +372,14 @@ def dense(source: Tensor, crops: Tensor, changes: Sequence[Tensor], spec: ViewSp
     """Make the views of one row by one program for all of them.
 
     Args:
-        source: images [B, 3, H, W], or crops [V, B, 3, size, size].
+        source: images [B, C, H, W], or crops [V, B, C, size, size].
         crops: [V, B, 6] for `crop_and_resize`.
         changes: [V, B, numbers] for each operation of the row, from its method `numbers`.
         spec: the row.
         finish: a function that gives the images their type and memory format.
 
     Returns:
-        [V * B, 3, size, size].
+        [V * B, C, size, size].
     """
     if source.ndim == 5:
         images = source / 255

@@ -24,7 +24,7 @@ def view_sheet(images: Sequence[Tensor], views: Sequence[View]) -> Image.Image:
     """Show each image with the boxes of its views, and the views beside it in frames of the same colours.
 
     Args:
-        images: [3, H, W] each, the sources; uint8, or float in [0, 1].
+        images: [C, H, W] each, the sources; uint8, or float in [0, 1].
         views: of these images, in the same order.
 
     Returns:
@@ -64,7 +64,7 @@ def match_sheet(first: View, second: View) -> Image.Image:
     the two as the same place: their distance in the source is below 0.7 diagonals of the larger cell.
 
     Args:
-        first: views [B, 3, S, S] of some images.
+        first: views [B, C, S, S] of some images.
         second: other views of the same images.
 
     Returns:

@@ -53,7 +53,10 @@ class Health(Protocol):
             scores |= {"health/tolerance": number(conditional), "health/tolerance_joint": number(joint)}
         if context.views is None:
             return Measured(scores)
-        one, two = (view.x.float() for view in context.views())
+        try:
+            one, two = (view.x.float() for view in context.views())
+        except ValueError as error:   # of images that have no colours
+            return Measured(scores, left_out=[f"health/alignment, positive and negative: {error}"])
         of_views = nearness(one, two, context.name)
         return of_views._replace(scores=scores | dict(of_views.scores))
 
