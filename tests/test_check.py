@@ -279,7 +279,7 @@ def test_a_recipes_method_is_checked_at_a_small_size(tmp_path, monkeypatch, caps
 
 @pytest.mark.parametrize(("arguments", "said"), [
     ([], "check one method: name a class"),
-    (["SimCLR", "--checks", "speed"], "there is no check speed: there are gradients, processes"),
+    (["SimCLR", "--checks", "speed"], "there is no check speed; there are gradients, processes"),
     (["SimCLR", "--trainer.max_epochs", "3"], "ssl-zoo check has no option --trainer.max_epochs"),
     (["Nothing"], "there is no class Nothing in ssl_zoo.methods"),
     (["no_such_module.Align"], "no_such_module"),

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssl_zoo.cli.messages import Options
+from ssl_zoo import contract
+from ssl_zoo.cli.messages import Options, did_you_mean
 from ssl_zoo.cli.recipes import find as find_recipe
 
 # Sizes of constructor arguments by their names, at most, so that a method trains in a second: a recipe's are a GPU's.
@@ -45,10 +46,9 @@ def check(arguments: Sequence[str]) -> None:
     if (options.method is None) == (options.config is None):
         raise ValueError("check one method: name a class, such as ssl-zoo check my_module.Align, or a recipe with "
                          "--config")
-    from ssl_zoo import contract
-    checks = options.checks or list(contract.CHECKS)
-    if missing := [name for name in checks if name not in contract.CHECKS]:
-        raise ValueError(f"there is no check {missing[0]}: there are {', '.join(contract.CHECKS)}")
+    checks = options.checks or list(contract.NAMES)
+    if missing := [name for name in checks if name not in contract.NAMES]:
+        raise ValueError(f"there is no check {missing[0]}{did_you_mean(missing[0], contract.NAMES)}")
     build, said = small_method(options.method, options.config and Path(find_recipe(options.config)), rest)
     print(said)
     failed = 0
