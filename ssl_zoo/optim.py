@@ -1,14 +1,15 @@
-"""Which parameters decay, how fast each learns, and the optimisers that a recipe names beside torch's own."""
+"""Which parameters decay, how fast each learns, and the optimiser that a recipe names beside torch's own."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from lightly.utils.lars import LARS
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.sgd import sgd
 
 __all__ = ["LARS", "Group", "Schedules", "parameter_groups"]
 
@@ -39,16 +40,18 @@ class Group:
 def parameter_groups(module: nn.Module, groups: Sequence[Group] = ()) -> list[dict[str, Any]]:
     """The trainable parameters of `module`: those that decay, and biases and norms (at most one axis), which do not.
 
-    The second group's weight decay is 0. LARS reads that as "no layer-wise adaptation" as well, which is the
-    exclusion of SimCLR, arXiv:2002.05709, app. B.1. Each of `groups` adds two more, which say under `place` which of
+    The second group's weight decay is 0. Each of `groups` adds two more, which say under `place` which of
     them they belong to, for `Schedules` to read. Groups that would be empty are left out.
 
     Raises:
-        ValueError: two groups share a parameter.
+        ValueError: two groups share a parameter, or one of `groups` is not a Group.
     """
     found: list[dict[str, Any]] = []
     taken: set[int] = set()
     for place, group in enumerate(groups):
+        if not isinstance(group, Group):
+            raise ValueError(f"{type(module).__name__}.groups() returns Groups, and here a {type(group).__name__}: "
+                             "wrap the modules, as in [Group([self.predictor], lr_scale=0.1)]")
         parts = ([part] if isinstance(part, nn.Parameter) else part.parameters() for part in group.modules)
         own = {id(p): p for part in parts for p in part if p.requires_grad}
         if shared := taken & own.keys():
@@ -62,11 +65,75 @@ def parameter_groups(module: nn.Module, groups: Sequence[Group] = ()) -> list[di
     return [group for group in [*by_decay(rest), *found] if group["params"]]
 
 
+def built(optimizer: Callable[[Any], Optimizer], groups: list[dict[str, Any]]) -> Optimizer:
+    """The optimiser of these groups of parameters.
+
+    Raises:
+        ValueError: one of its options is null or of another type, or out of its range.
+    """
+    try:
+        return optimizer(groups)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the optimizer cannot be made ({error}): give its options numbers that it takes, or leave "
+                         "them out for their defaults, where they stand as null") from error
+
+
 def by_decay(parameters: Iterable[nn.Parameter], **options: Any) -> list[dict[str, Any]]:
     """The weights, which decay, and the biases and norms."""
     parameters = list(parameters)
     return [{"params": [p for p in parameters if p.ndim > 1], **options},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, **options}]
+
+
+class LARS(torch.optim.SGD):
+    """SGD in which each weight's step is a fixed share of its norm, however long its gradient: arXiv:1708.03888.
+
+    A weight w with gradient g and decay d learns from trust_coefficient * |w| / (|g| + d * |w|) * (g + d * w), also
+    where the decay is 0. Biases and norms (at most one axis) take SGD's steps, as in SimCLR, arXiv:2002.05709,
+    app. B.1; so do weights whose norm, or whose gradient's, is 0. Nothing waits for the device.
+
+    Args:
+        params: parameters, or groups of them.
+        lr: multiplies every step.
+        momentum: share of the former steps that is kept.
+        weight_decay: multiplies the weight that is added to its gradient.
+        nesterov: look ahead along the momentum.
+        trust_coefficient: with lr, the step's share of a weight's norm.
+    """
+
+    def __init__(self, params: Any, lr: float, momentum: float = 0.0, weight_decay: float = 0.0,
+                 nesterov: bool = False, trust_coefficient: float = 0.001):
+        super().__init__(params, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+        self.trust_coefficient = trust_coefficient
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            state = [self.state[p] for p in parameters]
+            momenta: list[Tensor | None] = [kept.get("momentum_buffer") for kept in state]
+            sgd(parameters, self.directions(parameters, group["weight_decay"]), momenta, weight_decay=0.0,
+                momentum=group["momentum"], lr=group["lr"], dampening=0.0, nesterov=group["nesterov"], maximize=False)
+            for kept, momentum in zip(state, momenta, strict=True):
+                kept["momentum_buffer"] = momentum
+        return loss
+
+    def directions(self, parameters: list[Tensor], weight_decay: float) -> list[Tensor]:
+        """What each parameter learns from in place of its gradient."""
+        if not parameters:
+            return []
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        directions = torch._foreach_add(gradients, parameters, alpha=weight_decay)
+        norms = zip(parameters, torch._foreach_norm(parameters), torch._foreach_norm(gradients), strict=True)
+        torch._foreach_mul_(directions, [self.trust(w, g, weight_decay) if p.ndim > 1 else w.new_ones(())
+                                         for p, w, g in norms])
+        return list(directions)
+
+    def trust(self, weight: Tensor, gradient: Tensor, weight_decay: float) -> Tensor:
+        """Scale of a weight's step, from its norm and that of its gradient."""
+        ratio = self.trust_coefficient * weight / (gradient + weight_decay * weight)
+        return torch.where((weight > 0) & (gradient > 0), ratio, 1.0)
 
 
 class Schedules(LambdaLR):

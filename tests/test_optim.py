@@ -1,10 +1,12 @@
-"""Which parameters decay, and what LARS makes of the two groups."""
+"""Which parameters decay, how LARS steps, and what of groups and options is refused."""
+
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from ssl_zoo.optim import LARS, Group, Schedules, constant, parameter_groups
+from ssl_zoo.optim import LARS, Group, Schedules, built, constant, parameter_groups
 
 
 def names(module):
@@ -43,14 +45,97 @@ def test_the_optimizers_decay_reaches_the_first_group_alone():
     assert torch.equal(module.bias, before[1])
 
 
-def test_lars_adapts_the_first_group_and_steps_plainly_in_the_second():
-    """w = (3, 4), g = (0, -1), decay 0.1: w - 0.001 * 5 / (1 + 0.5) * (g + 0.1 w), and w - g."""
-    w, g = torch.tensor([[3.0, 4.0], [0.0, -1.0]], dtype=torch.float64)
-    module = nn.ParameterDict({"weight": w[None].clone(), "bias": w.clone()})
-    module["weight"].grad, module["bias"].grad = g[None].clone(), g.clone()
-    LARS(parameter_groups(module), lr=1.0, weight_decay=0.1).step()
-    assert module["weight"].flatten().tolist() == pytest.approx([2.999, 4.002], abs=1e-9)
-    assert module["bias"].tolist() == pytest.approx([3, 5], abs=1e-12)
+W, G = torch.tensor([3.0, 4.0], dtype=torch.float64), torch.tensor([0.0, -1.0], dtype=torch.float64)
+
+
+def stepped(lr=1.0, **options):
+    """w = (3, 4) with gradient g = (0, -1), as a weight and as a bias, after a step of LARS."""
+    module = nn.ParameterDict({"weight": W[None].clone(), "bias": W.clone()})
+    module["weight"].grad, module["bias"].grad = G[None].clone(), G.clone()
+    LARS(parameter_groups(module), lr=lr, **options).step()
+    return module["weight"].flatten().tolist(), module["bias"].tolist()
+
+
+def test_lars_adapts_the_weights_and_steps_plainly_in_the_biases():
+    """Decay 0.1: w - 0.001 * 5 / (1 + 0.5) * (g + 0.1 w), and w - g."""
+    weight, bias = stepped(weight_decay=0.1)
+    assert weight == pytest.approx([2.999, 4.002], abs=1e-12)
+    assert bias == pytest.approx([3, 5], abs=1e-12)
+
+
+def test_lars_adapts_without_a_decay_too():
+    """w - 0.001 * 5 / 1 * g, a thousandth of its norm; SGD would have moved it by a fifth."""
+    assert stepped()[0] == pytest.approx([3, 4.005], abs=1e-12)
+
+
+@pytest.mark.parametrize("what", ["weight", "gradient"])
+def test_lars_steps_plainly_where_a_weight_or_its_gradient_is_zero(what):
+    weight = nn.Parameter(0 * W[None] if what == "weight" else W[None].clone())
+    weight.grad = 0 * G[None] if what == "gradient" else G[None].clone()
+    expected = weight.detach() - 0.5 * (weight.grad + 0.1 * weight.detach())
+    LARS([weight], lr=0.5, weight_decay=0.1).step()
+    assert torch.allclose(weight, expected, atol=1e-12)
+
+
+def written_out(weights, gradients, *, lr, momentum, weight_decay, nesterov):
+    """Algorithm 1 of arXiv:1708.03888 with torch's momentum, a number at a time."""
+    momenta = [[0.0] * len(w) for w in weights]
+    for step in gradients:
+        for w, g, v, adapts in zip(weights, step, momenta, (True, False), strict=True):
+            w_norm, g_norm = (sum(x * x for x in values) ** 0.5 for values in (w, g))
+            trust = 0.001 * w_norm / (g_norm + weight_decay * w_norm) if adapts else 1
+            for i in range(len(w)):
+                moved = trust * (g[i] + (weight_decay * w[i] if adapts else 0))
+                v[i] = momentum * v[i] + moved
+                w[i] -= lr * (moved + momentum * v[i] if nesterov else v[i])
+    return weights
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-6, 0.1])
+def test_lars_walks_as_the_paper_and_timm_do(weight_decay, nesterov):
+    timm = pytest.importorskip("timm.optim.lars")
+    options = {"lr": 4.8, "momentum": 0.9, "weight_decay": weight_decay, "nesterov": nesterov}
+    gradients = torch.randn(20, 2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    start = torch.arange(1.0, 7, dtype=torch.float64)
+    ends = []
+    for make in (LARS, partial(timm.Lars, always_adapt=True)):
+        module = nn.ParameterDict({"weight": start.reshape(2, 3).clone(), "bias": start.clone()})
+        optimizer = make(parameter_groups(module), **options)
+        for group in optimizer.param_groups:            # timm's knows no biases
+            group["always_adapt"] = group["params"][0].ndim > 1
+        for of_weight, of_bias in gradients:
+            module["weight"].grad, module["bias"].grad = of_weight.reshape(2, 3).clone(), of_bias.clone()
+            optimizer.step()
+        ends.append([module["weight"].flatten().tolist(), module["bias"].tolist()])
+    paper = written_out([start.tolist(), start.tolist()], gradients.tolist(), **options)
+    for ours, timms, papers in zip(*ends, paper, strict=True):
+        assert ours == pytest.approx(papers, rel=1e-10)
+        assert ours == pytest.approx(timms, rel=1e-6)       # timm adds 1e-8 to the norms
+
+
+def test_lars_goes_on_from_the_state_that_lightlys_has_left():
+    """Runs saved before ssl_zoo had a LARS of its own."""
+    weight = nn.Parameter(W[None].clone())
+    weight.grad = G[None].clone()
+    optimizer = LARS([weight], lr=1.0, momentum=0.9, weight_decay=0.1)
+    group = {"lr": 0.5, "momentum": 0.9, "dampening": 0, "weight_decay": 0.1, "nesterov": False, "eps": 1e-8,
+             "trust_coefficient": 0.001, "params": [0]}
+    optimizer.load_state_dict({"state": {0: {"momentum_buffer": W[None].clone()}}, "param_groups": [group]})
+    optimizer.step()
+    moved = 0.9 * W + 0.001 * 5 / 1.5 * (G + 0.1 * W)
+    assert torch.allclose(weight[0], W - 0.5 * moved, atol=1e-12)
+
+
+def test_groups_that_are_no_groups_are_refused_by_the_name_of_their_method():
+    with pytest.raises(ValueError, match=r"Sequential.groups\(\) returns Groups, and here a Linear: wrap the modules"):
+        parameter_groups(nn.Sequential(linear := nn.Linear(2, 2)), [linear])
+
+
+@pytest.mark.parametrize("options", [{"momentum": None}, {"lr": None}, {"lr": -1.0}, {"weight_decay": "much"}])
+def test_options_that_an_optimizer_does_not_take_get_a_sentence(options):
+    with pytest.raises(ValueError, match="the optimizer cannot be made .*: give its options numbers that it takes"):
+        built(partial(torch.optim.SGD, **{"lr": 0.1} | options), parameter_groups(nn.Linear(2, 2)))
 
 
 def network():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ssl_zoo.schedules import WarmupCosine, cosine
+from ssl_zoo.schedules import WarmupCosine, cosine, through
 
 
 @pytest.mark.parametrize(("progress", "value"), [(0, 0.1), (0.05, 0.55), (0.1, 1), (0.55, 0.51), (1, 0.02)])
@@ -53,3 +53,14 @@ def test_cosine_of_a_tensor_is_the_tensor_of_the_cosine():
 def test_a_warmup_in_epochs_is_refused(warmup):
     with pytest.raises(ValueError, match=f"at least 0 and below 1, not {warmup}; divide the warm-up epochs"):
         WarmupCosine(warmup=warmup)
+
+
+@pytest.mark.parametrize("options", [{"start": -0.5}, {"final": -1}])
+def test_a_learning_rate_below_zero_is_refused(options):
+    with pytest.raises(ValueError, match="start and final multiply the learning rate, and are at least 0, not"):
+        WarmupCosine(**options)
+
+
+@pytest.mark.parametrize(("steps", "shares"), [(1, [0]), (2, [0, 1]), (5, [0, 0.25, 0.5, 0.75, 1, 1])])
+def test_the_first_step_is_at_the_start_and_the_last_at_the_end(steps, shares):
+    assert [through(step, steps) for step in range(len(shares))] == shares
