@@ -17,7 +17,7 @@ def mlp(*widths: int, norm: bool = True, bias: bool = True, last_norm: bool = Fa
         last_norm: end with a BatchNorm that scales and does not shift, as SimCLR's published code does.
         last_scale: False takes the scale from that last BatchNorm too, as in MoCo v3.
     """
-    if len(widths) < 2:
+    if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"a head has the width of its input and 1 or more others, and got {list(widths)}: give the "
                          "projector widths, such as [2048, 128]")
     layers: list[nn.Module] = []

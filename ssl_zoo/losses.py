@@ -45,16 +45,6 @@ def check_choice(what: str, given: Result, choices: Any) -> Result:
     return given
 
 
-def require_scalar(loss: Any, name: str) -> Tensor:
-    """Return the loss that `name` gave, or raise if it is not one number with a gradient."""
-    if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
-        given = f"a tensor {list(loss.shape)} that {'has' if loss.requires_grad else 'has no'} gradient" if isinstance(
-            loss, Tensor) else type(loss).__name__
-        raise ValueError(f"{name} must return one number with a gradient, not {given}: take the mean of the batch's "
-                         "terms, and detach no projection of the online encoder")
-    return loss
-
-
 def require_images(z: Tensor, method: str) -> Tensor:
     """Return the rows [N, ...] of all processes' images, or raise where there is one alone to compare."""
     if len(z) < 2:

@@ -9,10 +9,10 @@ import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
-from ssl_zoo.encoders import Encoder, check_size, evaluation_mode
-from ssl_zoo.losses import require_scalar
-from ssl_zoo.optim import Group, Schedules, parameter_groups
-from ssl_zoo.schedules import WarmupCosine
+from ssl_zoo import batches, start
+from ssl_zoo.encoders import Encoder, evaluation_mode
+from ssl_zoo.optim import Group, Schedules, built, parameter_groups
+from ssl_zoo.schedules import WarmupCosine, through
 from ssl_zoo.views import Augmentation, Canvases, Crops, Key, View
 from ssl_zoo.weights import require_same_tensors
 
@@ -43,6 +43,7 @@ class Method(pl.LightningModule):
 
     def __init__(self, encoder: Encoder, augment: Augmentation, optimizer: OptimizerCallable, schedule: WarmupCosine):
         super().__init__()
+        start.require_hooks(type(self), Method)
         # a recipe's plain values make a checkpoint self-contained; the objects of a Python call must not be pickled
         self.save_hyperparameters(ignore=["encoder", "augment", "optimizer", "schedule"])
         if "_instantiator" in self.hparams:
@@ -74,7 +75,7 @@ class Method(pl.LightningModule):
             trainer = self.trainer
         except RuntimeError:   # Lightning's, where none is attached
             return 0.0
-        return trainer.global_step / trainer.estimated_stepping_batches
+        return trainer.global_step / start.steps(trainer)
 
     def encode(self, images: Tensor) -> Tensor:
         """Features [B, dim] float32 of `images`, in evaluation mode, without autocast: what evaluation calls."""
@@ -82,23 +83,21 @@ class Method(pl.LightningModule):
             return self.evaluated(images).float()
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        images, labels, index, *keys = batch
+        images, labels, index, key = batches.read(batch, self, dataloader_idx)
         if not self.trainer.training:
-            return Batch(images, labels, index, [], Key(0, 0, 0, 0))
-        if not keys:
-            raise ValueError("this loader yields no Key, from which the views of a batch are drawn: train on a data "
-                             "module of ssl_zoo.data, or let each batch be (images, labels, index, key)")
-        return Batch(images, labels, index, self.augment(images, keys[0]), keys[0], torch.tensor(self.progress))
+            return Batch(images, labels, index, [], key)
+        return Batch(images, labels, index, self.augment(images, key), key, torch.tensor(self.progress))
 
     def on_fit_start(self) -> None:
-        """Refuse views of a size that the encoder does not take, before an epoch is spent."""
-        for size in {spec.size for spec in self.augment.views}:
-            check_size(self.encoder, size)
+        start.require_ready(self, self.trainer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = require_scalar(self.training_loss(batch), f"{type(self).__name__}.training_loss")
+        loss = start.loss_of(self, batch)
         self.log("loss", loss, prog_bar=True, batch_size=len(batch.index))   # of rank 0: a mean would make steps wait
         return loss
+
+    def on_after_backward(self) -> None:
+        start.require_gradients(self, self.trainer)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         assert isinstance(batch.images, Tensor)   # only training batches are crops
@@ -109,11 +108,11 @@ class Method(pl.LightningModule):
         self.after_step()
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(parameter_groups(self, groups := self.groups()))
+        optimizer = built(self.optimizer, parameter_groups(self, groups := self.groups()))
         # Counting the steps loads the data, which here would come before Lightning restores a checkpoint's place in
         # them: a run resumed in mid-epoch would start the epoch's images again. So count at the first step.
         scheduler = Schedules(optimizer, self.schedule, groups,
-                              lambda step: step / self.trainer.estimated_stepping_batches if step else 0.0)
+                              lambda step: through(step, start.steps(self.trainer)) if step else 0.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

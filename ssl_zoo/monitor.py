@@ -1,6 +1,7 @@
-"""Callbacks that watch over a run: its progress, speed and views, a loss that is not finite, and Ctrl-C."""
+"""Callbacks that watch over a run: its progress, speed and views, a loss that is not finite, Ctrl-C, failed starts."""
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from ssl_zoo.distributed import run_folder
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.pictures import Tile, publish, sheet
+from ssl_zoo.start import steps
 
 
 class Progress(pl.callbacks.ProgressBar):
@@ -51,7 +53,7 @@ class Progress(pl.callbacks.ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.bar is not None:
-            self.bar.reset(total=int(trainer.estimated_stepping_batches * trainer.accumulate_grad_batches))
+            self.bar.reset(total=steps(trainer) * trainer.accumulate_grad_batches)
             self.bar.n = self.bar.initial = trainer.fit_loop.total_batch_idx + 1   # not 0 after a resume
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
@@ -198,6 +200,36 @@ class SafeInterrupt(pl.Callback):
         if self.previous is not None:
             signal.signal(signal.SIGINT, self.previous)
             self.previous = None
+
+
+class FailedStart(pl.Callback):
+    """Knows whether a run's first batch is done, and removes what it has left if it ends before."""
+
+    def __init__(self) -> None:
+        self.fresh, self.begun = False, False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.fresh, self.begun = fresh(run_folder(trainer)), stage != "fit"
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:
+        self.begun = True
+
+    def remove(self, trainer: pl.Trainer) -> None:
+        """Call it when the loggers have closed their files: TensorBoard would miss its own."""
+        folder = run_folder(trainer)
+        if self.begun or not trainer.is_global_zero or folder is None or not folder.exists():
+            return
+        if self.fresh or fresh(folder):                    # the data may have failed before `setup` was called
+            shutil.rmtree(folder)
+            for above in folder.parents[:2]:               # the recipe's, and that of all runs
+                if above != Path() and not any(above.iterdir()):
+                    above.rmdir()
+
+
+def fresh(folder: Path | None) -> bool:
+    """Whether no earlier run has left anything in a folder, which TensorBoard has perhaps opened."""
+    return folder is not None and all(file.name.startswith("events.out") for file in folder.glob("*"))
 
 
 class LastCheckpoint(pl.callbacks.ModelCheckpoint):

@@ -190,11 +190,96 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_command_to_go_on(recipe):
     ("--trainer.accelerator", "gpu", "this machine has none; run with --trainer.accelerator cpu"),
     ("--ckpt_path", "nowhere.ckpt", "nowhere.ckpt"),
     ("--trainer.logger.save_dir", "/proc/nowhere", "cannot be written"),
+    ("--trainer.devices", "null", "--trainer cannot be made of its options: `devices` selected with `CPUAccelerator`"),
+    ("--trainer.devices", "0", "is not a valid input using cpu accelerator: give --trainer.devices a number from 1"),
+    ("--trainer.accumulate_grad_batches", "0", "--trainer.accumulate_grad_batches counts from 1, and is 0"),
+    ("--trainer.limit_train_batches", "0.01", "You requested to check 0.01 of the `train_dataloader` but 0.01 * 7 < 1"),
+    ("--data.train_images", "-1", "train_images is at least 1 image, not -1; null uses all"),
+    ("--data.batch_size", "1", "BatchNorm needs at least 2 images in a batch, and here it meets 1"),
+    ("--model.projector", "[0]", "a head has the width of its input and 1 or more others, and got [8, 0]"),
+    ("--model.projector", "16", "model > SimCLR > projector: Expected a <class 'collections.abc.Sequence'>. Got value"),
 ])
-def test_bad_input_gets_one_sentence(recipe, option, value, said):
+def test_bad_input_gets_one_sentence_and_leaves_nothing(recipe, option, value, said):
     if option == "--trainer.accelerator" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     assert said in refusal(recipe, option, value)
+    assert os.listdir() == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize(("part", "given", "said"), [
+    ("optimizer", {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": None}},
+     "the optimizer cannot be made ('<' not supported between instances of 'NoneType' and 'float'): give its options"),
+    ("schedule", None, "a class of the recipe has null where its options belong"),
+])
+def test_null_in_a_recipe_gets_one_sentence(recipe, part, given, said):
+    recipe["model"]["init_args"][part] = given
+    assert said in refusal(recipe)
+
+
+OWN = """
+import torch
+from ssl_zoo.heads import mlp
+from ssl_zoo.method import Method
+
+class Align(Method):
+    def __init__(self, width: int = 16, **kwargs):
+        {init}
+        self.projector = mlp({dim}, 16, width)
+
+    def training_loss(self, batch):
+        z1, z2 = (self.projector(self.encoder(view.images)) for view in batch.views)
+        {loss}
+"""
+
+
+@pytest.mark.parametrize(("name", "change", "said"), [
+    ("own_width", {"dim": 512}, "mat1 and mat2 shapes cannot be multiplied (8x8 and 512x16): of each image the encoder "
+     "gives 8 features, self.encoder.dim (Align.training_loss, line 12 of own_width.py: z1, z2 = (self.projector("),
+    ("own_name", {"loss": "return F.mse_loss(z1, z2)"}, "NameError: name 'F' is not defined (Align.training_loss, "
+     "line 13 of own_name.py: return F.mse_loss(z1, z2))"),
+    ("own_return", {"loss": "loss = z1.mean()"}, "Align.training_loss must return one number with a gradient, not "
+     "nothing: end it with return loss (line 11 of own_return.py)"),
+    ("own_super", {"init": "pass"}, "Align does not hand its option encoder on to its base: let __init__ take **kwargs "
+     "and call super().__init__(**kwargs) (line 6 of own_super.py)"),
+    ("own_order", {"init": "self.head = torch.nn.Linear(8, 8); super().__init__(**kwargs)"}, "Align: cannot assign "
+     "module before Module.__init__() call (Align.__init__, line 8 of own_order.py: self.head = torch.nn.Linear(8, 8)"),
+    ("own_place", {"loss": "loss = (z := z1.exp()).sum(); z += 1; return loss"}, "the backward pass needs a tensor "
+     "that was changed after the loss had read it: give the loss a copy, .clone() or Queue.snapshot()"),
+])
+def test_a_mistake_in_ones_own_method_gets_its_line_and_leaves_nothing(recipe, monkeypatch, name, change, said):
+    monkeypatch.syspath_prepend(os.getcwd())
+    code = {"init": "super().__init__(**kwargs)", "dim": 8, "loss": "return (z1 - z2).square().mean()"} | change
+    Path(f"{name}.py").write_text(OWN.format(**code))
+    recipe["model"]["class_path"] = f"{name}.Align"
+    del recipe["model"]["init_args"]["projector"], recipe["model"]["init_args"]["temperature"]
+    assert said in refusal(recipe)
+    assert not Path("runs").exists()
+
+
+def test_what_a_run_has_learnt_stays_when_it_fails_later(recipe):
+    recipe["trainer"]["callbacks"] = [{"class_path": "EarlyStopping", "init_args": {"monitor": "knnn"}}]
+    assert "Early stopping conditioned on metric `knnn` which is not available" in refusal(recipe)
+    assert Path("runs/recipe/version_0/config.yaml").exists()
+
+
+def test_a_failed_start_leaves_the_runs_before_it_alone(recipe):
+    first = fit(recipe)
+    refusal(recipe, "--data.batch_size", "1")
+    assert [path.name for path in Path("runs/recipe").iterdir()] == [first.name]
+    assert (first / "encoder.safetensors").exists()
+
+
+def test_without_logger_checkpoints_and_bar_a_run_has_its_folder(recipe, capsys):
+    recipe["trainer"]["callbacks"] = [{"class_path": "LearningRateMonitor"}, {"class_path": "ModelCheckpoint"}]
+    options = ["--trainer.logger", "false", "--trainer.enable_checkpointing", "false", "--trainer.enable_progress_bar",
+               "false"]
+    for number in (0, 1):
+        folder = fit(recipe, *options)
+        assert folder == Path(f"runs/recipe/version_{number}")
+        assert {path.name for path in folder.iterdir()} == {"config.yaml", "encoder.json", "encoder.safetensors",
+                                                            "neighbours.png", "report.txt", "views.png"}
+    assert "epoch 2" in capsys.readouterr().out
+    assert {path.name for path in Path().iterdir()} == {"runs", "recipe.yaml"}
 
 
 @pytest.mark.parametrize(("row", "said"), [
@@ -344,6 +429,7 @@ def test_help_imports_nothing_heavy(arguments, said, tmp_path):
     (["preview", "--modle", "SimCLR"], "ssl-zoo preview has no option --modle; did you mean --model?"),
     (["preview", "--images", "0"], "a preview is of at least 1 image, not 0"),
     (["recipes", "--filtre"], "ssl-zoo recipes has no option --filtre"),
+    (["check", "SimCLR", "--checks", "gradient"], "there is no check gradient; did you mean gradients?"),
     (["fit", "--config", "cifar10/simlcr"], "there is no recipe cifar10/simlcr; did you mean cifar10/simclr?"),
     (["fit", "--ckpt_path", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
     (["validate", "--ckpt_path=nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),

@@ -148,6 +148,24 @@ def test_a_run_asks_the_order_of_its_data_module(tmp_path, arrays):
     assert seen == [list(range(59, 51, -1)), list(range(51, 43, -1))]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_run_that_overfits_sees_the_same_batches_in_every_epoch_and_shuffles_nothing(tmp_path, arrays, count):
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(batch.index.tolist())
+
+    trainer(tmp_path, Watch(), overfit_batches=count).fit(simclr(), datamodule=ArrayImages(str(arrays), batch_size=4))
+    assert seen == 2 * [[0, 1, 2, 3], [4, 5, 6, 7]][:count]
+
+
+@pytest.mark.parametrize(("images", "said"), [(0, "train_images is at least 1 image, not 0"), (-1, "not -1; null")])
+def test_a_count_of_images_below_one_is_refused(arrays, images, said):
+    with pytest.raises(ValueError, match=said):
+        ArrayImages(str(arrays), train_images=images)
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 def test_plain_is_the_whole_training_part_in_order_whoever_has_labels(labelled, process):
     class Large(ArrayImages):

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import TensorBoardLogger
 
 from ssl_zoo import data, encoders, evaluation, methods, monitor, optim
 from ssl_zoo.cli.messages import parse_error
@@ -23,6 +24,7 @@ from ssl_zoo.views.specs import PRESETS
 # What most runs share. A recipe, or an option, says otherwise where its run differs, and --print_config says all.
 TRAINER = {"devices": 1, "precision": "32-true", "check_val_every_n_epoch": 10, "num_sanity_val_steps": -1,
            "enable_model_summary": False}
+RUNS = "runs"   # the folder of all runs
 CALLBACKS = {"evaluation": callback.Evaluation, "report": callback.Report, "checkpoints": monitor.Checkpoints}
 
 # the families hold the classes that a recipe may name alone, once their files are imported
@@ -52,9 +54,10 @@ class Cli(LightningCLI):
 
     def __init__(self, arguments: Sequence[str] | None = None, run: bool = True):
         arguments = sys.argv[1:] if arguments is None else list(arguments)
-        logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "runs", "name": run_name(arguments)}}
-        watching = [monitor.Progress(), monitor.Speed(), monitor.FiniteLoss(), monitor.SafeInterrupt(),
-                    monitor.ViewsPicture(), monitor.LastCheckpoint(), LearningRateMonitor()]
+        self.run_name = run_name(arguments)
+        logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": RUNS, "name": self.run_name}}
+        watching = [monitor.FailedStart(), monitor.Progress(), monitor.Speed(), monitor.FiniteLoss(),
+                    monitor.SafeInterrupt(), monitor.ViewsPicture(), monitor.LastCheckpoint(), LearningRateMonitor()]
         super().__init__(
             Method, pl.LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
             parser_class=Parser, auto_configure_optimizers=False, run=run, args=arguments,
@@ -66,13 +69,40 @@ class Cli(LightningCLI):
             parser.add_lightning_class_args(kind, name)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
-        """Leave out a default callback if the recipe's own list has one of its kind, as former recipes do."""
+        """Leave out callbacks that the trainer's options refuse, and a default one if the recipe lists one of its kind.
+
+        Without a logger the run's folder is still that which a logger would have made.
+        """
         listed = config["callbacks"] if isinstance(config["callbacks"], list) else [config["callbacks"]]
-        return super()._instantiate_trainer(
-            config, [one for one in callbacks if not any(isinstance(other, type(one)) for other in listed)])
+        refused: list[type] = []
+        if config["logger"] is False:
+            refused.append(LearningRateMonitor)
+            config["default_root_dir"] = config["default_root_dir"] or TensorBoardLogger(RUNS, self.run_name).log_dir
+        if config["enable_checkpointing"] is False:
+            refused.append(ModelCheckpoint)
+        if config["enable_progress_bar"] is False:
+            refused.append(ProgressBar)
+        config["callbacks"] = [one for one in listed if one is not None and not isinstance(one, tuple(refused))]
+        self.trainer_defaults["callbacks"] = [one for one in self.trainer_defaults["callbacks"]
+                                              if not isinstance(one, tuple(refused))]
+        try:
+            return super()._instantiate_trainer(config, [
+                one for one in callbacks if not any(isinstance(other, type(one)) for other in listed)
+                and not isinstance(one, tuple(refused))])
+        except TypeError as error:
+            raise ValueError(f"--trainer cannot be made of its options: {error}") from error
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets a checkpoint's values override the command line's; here the recipe and the options decide."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            for callback in self.trainer.callbacks:   # type: ignore[attr-defined]
+                if isinstance(callback, monitor.FailedStart):
+                    callback.remove(self.trainer)
+            raise
 
     def before_fit(self) -> None:
         """Find out before the first step whether the checkpoint can be read and the run's folder written."""
@@ -80,9 +110,9 @@ class Cli(LightningCLI):
             check_whole(Path(path))
         logger = self.trainer.logger
         place = Path(logger and logger.save_dir or self.trainer.default_root_dir)
+        there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=place).close()
+            tempfile.TemporaryFile(dir=there).close()
         except OSError as error:
             raise ValueError(f"the folder {place} cannot be written ({error.strerror}): choose another with "
                              "--trainer.logger.save_dir or --trainer.default_root_dir") from error

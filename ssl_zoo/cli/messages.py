@@ -5,14 +5,21 @@ import difflib
 import inspect
 import logging
 import re
+import traceback
 import warnings
 from collections.abc import Iterable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
+
+from ssl_zoo.own_code import line_of, raised_at
 
 TRUST = ("import path of a class of your own that a file names, such as my_module.Align; it will run. Without this, "
          "nothing is imported for a file but ssl_zoo's classes. May be given several times")
 FAMILIES = ("methods", "data", "evaluation", "encoders", "optim")   # whose classes a recipe may name
+
+ORDINARY = (ValueError, OSError, ImportError)   # whose text is a sentence
+INPLACE = "needed for gradient computation has been modified"
 
 NOISE = re.compile("Does not validate|Subtypes:|Errors:|Given value|Expected a path|"
                    "Expected a <class '(NoneType|collections.abc.Sequence)'>")
@@ -50,18 +57,35 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
 
 def expected(error: BaseException) -> bool:
     """Whether an error is about what the user gave, so that its sentence is enough."""
-    return isinstance(error, (ValueError, OSError, ImportError)) or misconfigured(error)
+    return (isinstance(error, ORDINARY) or misconfigured(error) or lightnings(error) or INPLACE in str(error)
+            or bool(raised_at(error)))
 
 
 def misconfigured(error: BaseException) -> bool:
     return type(error).__name__ == "MisconfigurationException"   # by its name: importing Lightning takes seconds
 
 
+def lightnings(error: BaseException) -> bool:
+    """Whether Lightning itself raised an error: it has a sentence for each of its options."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return "pytorch_lightning" in Path(frame.f_code.co_filename).parts and isinstance(error, RuntimeError | TypeError)
+
+
 def way_out(error: BaseException) -> str:
     """What `error` says, and what to do where it is not ours and does not say."""
     said = parse_error(str(error))   # jsonargparse wraps what a constructor says in its tree
+    if misconfigured(error) and "is not a valid input" in said:
+        return f"{said.rstrip('.!')}: give --trainer.devices a number from 1, or auto"
     if misconfigured(error) and re.search("accelerator|backend|CUDA|GPU", said):
         return f"{said.rstrip('.!')}: this machine has none; run with --trainer.accelerator cpu, or auto"
+    if "must be a mapping, not NoneType" in said:
+        return "a class of the recipe has null where its options belong: leave it out, or write {} for their defaults"
+    if INPLACE in said:
+        return ("the backward pass needs a tensor that was changed after the loss had read it: give the loss a copy, "
+                ".clone() or Queue.snapshot(); --trainer.detect_anomaly true shows where the loss reads it")
+    if (where := raised_at(error)) and not re.search(r"line \d+ of \S+\.py", said):
+        kind = "" if isinstance(error, ORDINARY) else f"{type(error).__name__}: "
+        return f"{kind}{said} ({where})"
     return said
 
 
@@ -81,7 +105,8 @@ def parse_error(message: str) -> str:
         elif line and not NOISE.match(line):
             wrong.append(line)
     choices = [line for line in wrong if "Expected a typing.Literal" in line]   # rows of views, or one of these names:
-    text = "; ".join(dict.fromkeys(line for line in wrong if line not in choices)) or "; ".join(choices) or message
+    text = ("; ".join(dict.fromkeys(line for line in wrong if line not in choices)) or "; ".join(choices)
+            or (found := re.search("Expected a .* Got value: .*", message)) and found[0] or message)
     if choice := re.search(r"Expected a typing.Literal\[(.+)\]", text):
         text = f"expected one of {choice[1]}"
     if unknown := re.search(r"Expected a dot import path string: (\w+)", text):
@@ -91,6 +116,10 @@ def parse_error(message: str) -> str:
     if option := re.search(r"Option '([^']+)' is not accepted|(?:does not accept option '|arguments: --)trainer.(\w+)",
                            text):
         takes = parameters(kind or "pytorch_lightning.Trainer")
+        if kind and option[1] and option[1].partition(".")[0] in takes:
+            module, _, name = kind.rpartition(".")
+            return (f"{name} does not hand its option {option[1].partition('.')[0]} on to its base: let __init__ take "
+                    f"**kwargs and call super().__init__(**kwargs) ({line_of(getattr(import_module(module), name))})")
         near = difflib.get_close_matches(option[1] or option[2], takes, n=1)
         text += f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(takes)}"
     return ": ".join([" > ".join(where), text] if where else [text])
@@ -112,6 +141,6 @@ def quiet() -> None:
                  "pytorch_lightning.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (".*does not have many workers.*", ".*LightningCLI's args parameter.*", ".*LeafSpec.*",
-                    ".*smaller than the logging interval.*",
+                    ".*smaller than the logging interval.*", ".*You requested to overfit but enabled.*",
                     ".*You have overridden `on_after_batch_transfer`.*", ".*sync_dist=True.*"):
         warnings.filterwarnings("ignore", message)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ssl_zoo.data import ArrayImages
-from ssl_zoo.losses import require_scalar
 from ssl_zoo.method import Batch, Method
+from ssl_zoo.start import require_loss
 from ssl_zoo.views import Key
 
 Build = Callable[[], Method]
@@ -59,7 +59,7 @@ def loss_of(method: Method, batch: Batch) -> Tensor:
     """The training loss, which must be one finite number with a gradient."""
     name, loss = f"{type(method).__name__}.training_loss", method.training_loss(batch)
     try:
-        require_scalar(loss, name)
+        require_loss(loss, type(method))
     except ValueError as error:
         raise Broken(str(error)) from error
     if not loss.isfinite():

@@ -14,7 +14,7 @@ from ssl_zoo import distributed
 from ssl_zoo.data.decoding import Decoder, LeftOut, Unread
 from ssl_zoo.data.labels import testable
 from ssl_zoo.data.levels import Choice
-from ssl_zoo.data.sources import Files, Loader, Order, Resident, none_readable, shuffled, some
+from ssl_zoo.data.sources import Files, Loader, Order, Resident, in_order, none_readable, shuffled, some
 from ssl_zoo.data.summary import Understood, summary
 from ssl_zoo.distributed import world_size
 from ssl_zoo.encoders import Encoder
@@ -52,8 +52,10 @@ class Images(pl.LightningDataModule):
     def __init__(self, batch_size: int = 256, train_images: int | None = None, workers: int = 0,
                  strict: bool = False):
         super().__init__()
-        if batch_size < 1:
+        if batch_size is None or batch_size < 1:
             raise ValueError(f"a batch has at least 1 image, not {batch_size}")
+        if train_images is not None and train_images < 1:
+            raise ValueError(f"train_images is at least 1 image, not {train_images}; null uses all")
         self.batch_size, self.train_images, self.workers, self.strict = batch_size, train_images, workers, strict
         self.loaded, self.said, self.order = False, False, shuffled
         self.understood = Understood(type(self).__name__)
@@ -173,7 +175,8 @@ class Images(pl.LightningDataModule):
         source = self.train = self.train.to(trainer.strategy.root_device)
         if isinstance(source, Files):
             source.augment = augment
-        return Loader(source, self.batch_size, self.workers, training=True, strict=self.strict, order=self.order)
+        order = in_order if trainer.overfit_batches else self.order     # the same batches in every epoch
+        return Loader(source, self.batch_size, self.workers, training=True, strict=self.strict, order=order)
 
     def plain(self) -> Loader:
         """The whole training part in order, without augmentation, labelled or not; each process has its share.

@@ -38,6 +38,11 @@ def shuffled(seed: int, epoch: int, images: int) -> np.ndarray:
     return np.random.default_rng(np.random.SeedSequence([seed, epoch], spawn_key=(0,))).permutation(images)
 
 
+def in_order(seed: int, epoch: int, images: int) -> np.ndarray:
+    """Every image once, as the data set has them, in every epoch."""
+    return np.arange(images)
+
+
 class Request(NamedTuple):
     """One batch to load: which images, and the key of its views (None for plain images)."""
 
