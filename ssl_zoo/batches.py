@@ -14,7 +14,7 @@ from ssl_zoo.views import Canvases, Crops
 IMAGES, LABELS, INDEX = ("image", "images", "img", "pixel_values"), ("label", "labels", "target", "targets"), ("index",)
 STRIDE = 2 ** 24     # more images than a batch has
 TAKES = ("a batch is (images, labels), with more behind them or nothing, or a dict with image and label, where images "
-         "are plain pictures [B, 3, H, W], uint8 or floats from 0 to 1")
+         "are plain pictures [B, C, H, W], uint8 or floats from 0 to 1")
 
 
 def read(batch: Any, method: Any, loader: int) -> tuple[Tensor | Canvases | Crops, Tensor, Tensor, Key]:
@@ -39,6 +39,8 @@ def read(batch: Any, method: Any, loader: int) -> tuple[Tensor | Canvases | Crop
     images, labels, index, *_ = [*batch, None, None] if isinstance(batch, tuple | list) else [batch, None, None]
     trainer, number = method.trainer, count(method.trainer, loader)
     images = plain(images, first=number == 0)
+    if images.shape[1] == 1:   # gray
+        images = images.expand(-1, len(method.encoder.mean), -1, -1)
     if not is_whole(labels, len(images)):
         labels = torch.full((len(images),), -1, device=images.device)
     key = Key(distributed.run_seed(), trainer.current_epoch, number, distributed.rank())
@@ -66,14 +68,14 @@ def places_evaluated(images: Tensor, method: Any, loader: int, number: int) -> T
 
 
 def plain(images: Any, first: bool) -> Tensor:
-    """The images of a loader of one's own as uint8 [B, 3, H, W]; only in a `first` batch is their range looked at."""
+    """The images of a loader of one's own as uint8 [B, C, H, W]; only in a `first` batch is their range looked at."""
     if not isinstance(images, Tensor) or images.ndim != 4:
         shape = f" {list(images.shape)}" if isinstance(images, Tensor) else ""
         views = ("; views of an image are drawn from it by `augment`, so let the data set make none" if isinstance(
             images, tuple | list) else "")
         raise ValueError(f"this loader yields a {type(images).__name__}{shape} for images: {TAKES}{views}")
     if images.shape[1] > 4 and images.shape[3] <= 4:
-        raise ValueError(f"this loader yields images {list(images.shape)}: put the channels first, [B, 3, H, W]")
+        raise ValueError(f"this loader yields images {list(images.shape)}: put the channels first, [B, C, H, W]")
     if images.is_floating_point():
         if first and not 0 <= images.amin() <= images.amax() <= 1:
             raise ValueError(f"this loader yields images from {images.amin():.3g} to {images.amax():.3g}: leave out "
@@ -81,7 +83,7 @@ def plain(images: Any, first: bool) -> Tensor:
         images = images.mul(255).round().to(torch.uint8)
     if images.dtype != torch.uint8:
         raise ValueError(f"this loader yields images of {images.dtype}: {TAKES}")
-    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+    return images
 
 
 def is_whole(values: Any, rows: int) -> bool:

@@ -18,7 +18,7 @@ from PIL import Image
 from ssl_zoo import load_encoder
 from ssl_zoo.cli import run
 from ssl_zoo.cli.evaluate import apart
-from ssl_zoo.cli.messages import parse_error
+from ssl_zoo.cli.messages import expected, parse_error, way_out
 from ssl_zoo.cli.preview import RECIPES
 from ssl_zoo.pictures import GAP
 from ssl_zoo.views.preview import LINE, MATCHED, SIDE
@@ -509,6 +509,12 @@ def test_a_broken_checkpoint_gets_one_sentence(recipe, command, content):
 def test_export_of_no_checkpoint_gets_one_sentence():
     with pytest.raises(SystemExit, match="no checkpoint at nowhere.ckpt"):
         run(["export", "nowhere.ckpt"])
+
+
+def test_a_full_device_is_said_with_what_helps():
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8")
+    assert expected(error)
+    assert way_out(error) == "CUDA out of memory: lower --data.batch_size, or add --trainer.precision bf16-mixed"
 
 
 def test_parse_error_of_an_unknown_form_is_kept():

@@ -58,7 +58,7 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
 def expected(error: BaseException) -> bool:
     """Whether an error is about what the user gave, so that its sentence is enough."""
     return (isinstance(error, ORDINARY) or misconfigured(error) or lightnings(error) or INPLACE in str(error)
-            or bool(raised_at(error)))
+            or type(error).__name__ == "OutOfMemoryError" or bool(raised_at(error)))
 
 
 def misconfigured(error: BaseException) -> bool:
@@ -67,8 +67,8 @@ def misconfigured(error: BaseException) -> bool:
 
 def lightnings(error: BaseException) -> bool:
     """Whether Lightning itself raised an error: it has a sentence for each of its options."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return "pytorch_lightning" in Path(frame.f_code.co_filename).parts and isinstance(error, RuntimeError | TypeError)
+    files = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, RuntimeError | TypeError) and bool(files) and "pytorch_lightning" in files[-1].parts
 
 
 def way_out(error: BaseException) -> str:
@@ -78,6 +78,8 @@ def way_out(error: BaseException) -> str:
         return f"{said.rstrip('.!')}: give --trainer.devices a number from 1, or auto"
     if misconfigured(error) and re.search("accelerator|backend|CUDA|GPU", said):
         return f"{said.rstrip('.!')}: this machine has none; run with --trainer.accelerator cpu, or auto"
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"{said.partition('. ')[0]}: lower --data.batch_size, or add --trainer.precision bf16-mixed"
     if "must be a mapping, not NoneType" in said:
         return "a class of the recipe has null where its options belong: leave it out, or write {} for their defaults"
     if INPLACE in said:
