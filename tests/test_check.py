@@ -268,7 +268,7 @@ def test_a_recipes_method_is_checked_at_a_small_size(tmp_path, monkeypatch, caps
     recipe = {"model": {"class_path": "MoCo", "init_args": {
         "encoder": {"class_path": "ResNet", "init_args": {"depth": 50}}, "projector": [2048, 128], "queue": 65536,
         "augment": {"views": [{"size": 224, "count": 2, "blur": 0.5, "kernel": 23}]}, "temperature": 0.3,
-        "optimizer": {"class_path": "LARS", "init_args": {"lr": 1.0}}, "schedule": {}}}, "trainer": {}}
+        "optimizer": {"class_path": "ssl_zoo.optim.LARS", "init_args": {"lr": 1.0}}, "schedule": {}}}, "trainer": {}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     run(["check", "--config", "recipe.yaml", "--checks", "gradients"])
     heading, line = capsys.readouterr().out.splitlines()

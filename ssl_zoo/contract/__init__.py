@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ssl_zoo.contract.checks import accumulation, bfloat16, compiled, files, gpu, gradients, resume
     from ssl_zoo.contract.gloo import in_two_processes, processes
-    from ssl_zoo.contract.results import CHECKS, Result, check, results
     from ssl_zoo.contract.runs import BATCH, IMAGES, Broken, Build, batches, seeded
+    from ssl_zoo.contract.verdicts import CHECKS, Result, check, results
 
 __all__ = ["BATCH", "CHECKS", "IMAGES", "NAMES", "Broken", "Build", "Result", "accumulation", "batches", "bfloat16",
            "check", "compiled", "files", "gpu", "gradients", "in_two_processes", "processes", "results", "resume",
@@ -25,7 +25,7 @@ __all__ = ["BATCH", "CHECKS", "IMAGES", "NAMES", "Broken", "Build", "Result", "a
 
 # Of the checks, in their order. All else is imported when it is first asked for: a misspelt name needs no torch.
 NAMES = ("gradients", "processes", "resume", "accumulation", "bfloat16", "compiled", "files", "gpu")
-FILES = ("results", "runs", "gloo", "checks")
+FILES = ("verdicts", "runs", "gloo", "checks")
 
 
 def __getattr__(name: str) -> Any:
