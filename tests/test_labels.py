@@ -227,6 +227,11 @@ def test_labels_and_no_labels_contradict_each_other():
         ImageFolder("anywhere", labelled=False, labels="x.csv")
 
 
+def test_labelled_is_one_of_three_words():
+    with pytest.raises(ValueError, match="labelled is auto, true or false, not maybe"):
+        ImageFolder("anywhere", labelled="maybe")
+
+
 def test_a_root_may_begin_with_the_home_folder(tmp_path, monkeypatch):
     folder(tmp_path / "set", ape=2, bee=2)
     monkeypatch.setenv("HOME", str(tmp_path))

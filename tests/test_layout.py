@@ -254,6 +254,24 @@ def test_a_file_of_labels_labels_both_parts(tree):
                         "1 image of val, of classes that the training part does not have (elk)"]
 
 
+def test_a_column_of_a_file_of_labels_names_the_parts_in_place_of_the_folders(tree, tmp_path):
+    root = tree("train/0.jpg train/1.jpg train/2.jpg val/3.jpg val/4.jpg val/5.jpg")
+    (tmp_path / "labels.csv").write_text("file,label,split\n0,fox,Train\n1,deer,training\n2,fox,test\n3,deer,train\n"
+                                         "4,fox,\n5,,train\n")
+    train, test, name, _, left_out = read(root, labels=read_rows(tmp_path / "labels.csv"))
+    assert (train, test, name) == ({"fox": 1, "deer": 2, None: 1}, {"fox": 1}, "test")
+    assert left_out == ["1 image to which the labels give no part"]
+
+
+def test_a_column_that_names_no_parts_is_said_to_be_of_no_use_and_test_parts_alone_are_refused(tree):
+    root = tree("0.jpg 1.jpg")
+    train, _, _, notes, _ = read(root, labels=[Row("0", "fox", "fold1"), Row("1", "deer", "fold2")])
+    assert train == {"fox": 1, "deer": 1}
+    assert notes == ["the labels' column of parts is not used, as fold1, fold2 name none"]
+    with pytest.raises(ValueError, match="the file of labels has images of test, val and none of train: call the part"):
+        read(root, labels=[Row("0", "fox", "val"), Row("1", "deer", "test")])
+
+
 @pytest.mark.parametrize("text", [
     "path,label\na.jpg,fox\nb.jpg,deer\n", "a.jpg,fox\nb.jpg,deer",
     "\ufefflabel;image;weight\nfox;a.jpg;3\ndeer;b.jpg;4\n",

@@ -36,8 +36,8 @@ class ImageFolder(Images):
         cache_size: shorter side in pixels to which cached images are reduced; the longer side is at most twice that.
         labelled: whether sub-folders are classes. auto looks, and takes those of the second level where they repeat in
             those of the first (patient/class); true takes the first level's; false trains without labels.
-        labels: file with a path and a label in each line, in place of the folders' names. Images that it does not name
-            are trained on without a label.
+        labels: file with a path and a label in each line, and a split (train, val) if there is a third column called
+            so, in place of the folders' names. Images without a label are trained on and not evaluated.
         channels: of the images: 3 for colours (gray is repeated), 1 for gray, any other number for files with just
             these channels, such as TIFFs from satellites or microscopes.
         levels: the two values that become black and white in files of more than 8 bits; what lies beyond is clipped.
@@ -60,6 +60,8 @@ class ImageFolder(Images):
         self.decoder = Decoder(channels, "file" if levels == "data" else levels, background, max_pixels)
         if not 0 < held_out < 1:
             raise ValueError(f"held_out is a share of each class between 0 and 1, not {held_out}")
+        if labelled not in ("auto", True, False):
+            raise ValueError(f"labelled is auto, true or false, not {labelled}")
         if labels is not None and labelled is False:
             raise ValueError(f"labelled is false, and labels names {labels}: leave one of the two out")
         if cache_size < 1:

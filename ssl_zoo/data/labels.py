@@ -14,6 +14,7 @@ NAMES = ("path", "file", "filename", "file_name", "filepath", "file_path", "imag
          "image_id", "img", "name", "id")
 LABELS = ("label", "labels", "class", "class_name", "classname", "category", "target", "species", "breed", "diagnosis",
           "y", "class_id", "label_id")
+PARTS = ("split", "set", "subset", "partition", "part")
 
 
 class Row(NamedTuple):
@@ -21,13 +22,14 @@ class Row(NamedTuple):
 
     image: str
     label: str
+    part: str = ""   # to which the image belongs, where a column says so
 
 
 def read_rows(path: Path) -> list[Row]:
     """Read a file of labels: a line for each image with its path and its label, with or without a heading.
 
-    The two are separated by commas, semicolons, tabs or blanks. Columns with other headings are passed over; lines
-    without a label are left out.
+    The two are separated by commas, semicolons, tabs or blanks. A column split may name the part of each image; others
+    are passed over, and so are lines without a label or a part.
 
     Raises:
         ValueError: it is not text, or has no column with labels.
@@ -43,11 +45,15 @@ def read_rows(path: Path) -> list[Row]:
     separator = max(",;\t", key=lines[0].count)
     cells = list(csv.reader(lines, delimiter=separator)) if separator in lines[0] else [line.rsplit(None, 1)
                                                                                        for line in lines]
-    image, label, first = columns(path, [cell.strip().lower() for cell in cells[0]])
+    heading = [cell.strip().lower() for cell in cells[0]]
+    image, label, first = columns(path, heading)
+    split = next((heading.index(name) for name in PARTS if first and name in heading), None)
     for number, row in enumerate(cells[first:], first + 1):
         if len(row) <= max(image, label):
             raise ValueError(f"line {number} of {path} is {lines[number - 1]!r}: it needs a path and a label")
-    return [Row(row[image].strip(), row[label].strip()) for row in cells[first:] if row[label].strip()]
+    rows = [Row(row[image].strip(), row[label].strip(), "" if split is None else "".join(row[split:split + 1]).strip())
+            for row in cells[first:]]
+    return [row for row in rows if row.label or row.part]
 
 
 def columns(path: Path, heading: Sequence[str]) -> tuple[int, int, int]:
@@ -64,8 +70,8 @@ def columns(path: Path, heading: Sequence[str]) -> tuple[int, int, int]:
     return image, label, 1
 
 
-def match(rows: Iterable[Row], paths: Sequence[Path]) -> tuple[dict[Path, str], list[str]]:
-    """The label of each path that a row names, and the names that are no path's.
+def match(rows: Iterable[Row], paths: Sequence[Path]) -> tuple[dict[Path, Row], list[str]]:
+    """The row of each path that a row names, and the names that are no path's.
 
     A row may name an image by its whole path or by the end of it, with or without its suffix, and its path may begin
     in a folder further out.
@@ -81,7 +87,7 @@ def match(rows: Iterable[Row], paths: Sequence[Path]) -> tuple[dict[Path, str], 
     for form, path in whole.items():
         for end in tails(form):
             ends.setdefault(end, set()).add(path)
-    known: dict[Path, str] = {}
+    known: dict[Path, Row] = {}
     nowhere = []
     for row in rows:
         name = row.image.replace("\\", "/").removeprefix("./")
@@ -94,9 +100,9 @@ def match(rows: Iterable[Row], paths: Sequence[Path]) -> tuple[dict[Path, str], 
         if not found:
             nowhere.append(row.image)
         for path in found:
-            if known.setdefault(path, row.label) != row.label:
-                raise ValueError(f"the file of labels gives {path} two classes, {known[path]} and {row.label}, and an "
-                                 "image has one: keep one line, or leave labels out to train without")
+            if known.setdefault(path, row).label != row.label:
+                raise ValueError(f"the file of labels gives {path} two classes, {known[path].label} and {row.label}, "
+                                 "and an image has one: keep one line, or leave labels out to train without")
     if nowhere and not known:
         raise ValueError("no line of the file of labels names an image that is there: the first names "
                          f"{nowhere[0]}, and there is {paths[0]}")

@@ -8,12 +8,12 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from ssl_zoo.data.labels import Row, match
 from ssl_zoo.data.tree import Picture, counted, scan, some_of
 
-Labelled = bool | Literal["auto"]
+Labelled = bool | str   # True, False or "auto"
 
 TRAIN = ("train", "training", "trn", "trainset", "trainval")
 TEST = ("val", "valid", "validation", "valset", "dev", "eval", "evaluation", "holdout", "test", "testing", "testset",
@@ -69,7 +69,9 @@ def understand(root: Path, suffixes: Collection[str], labelled: Labelled = "auto
     train, tests = reading.parts(pictures, inside)
     if labels is not None or labelled is False:
         reading.notes.clear()   # on folders that would be classes
-        known = reading.of_rows(labels or [], [*train, *chain(*tests.values())])
+        named = reading.of_rows(labels or [], [*train, *chain(*tests.values())])
+        known = {path: row.label for path, row in named.items() if row.label}
+        train, tests = reading.parts_of_rows(named, train, tests)
     else:
         known = reading.classes(train, tests, second_level=labelled == "auto")
         if labelled is True and not known:
@@ -151,13 +153,32 @@ class Reading(NamedTuple):
             known |= inner if names & set(inner.values()) else at(level, pictures)
         return known
 
-    def of_rows(self, rows: Sequence[Row], pictures: Sequence[Picture]) -> dict[Path, str]:
-        """The class of each image that a row names; rows that name none are left out."""
+    def of_rows(self, rows: Sequence[Row], pictures: Sequence[Picture]) -> dict[Path, Row]:
+        """The row of each image that one names; rows that name none are left out."""
         known, nowhere = match(rows, [picture.path.relative_to(self.root) for picture in pictures])
         if nowhere:
             self.left_out.append(f"{counted(len(nowhere), 'row')} of labels for images that are not there "
                                  f"({some_of(nowhere)})")
-        return {self.root / path: label for path, label in known.items()}
+        return {self.root / path: row for path, row in known.items()}
+
+    def parts_of_rows(self, named: Mapping[Path, Row], train: list[Picture],
+                      tests: dict[str, list[Picture]]) -> tuple[list[Picture], dict[str, list[Picture]]]:
+        """The parts that the rows name, in place of the folders'; the folders' where they name none."""
+        words = {path: split_name(row.part)[0] for path, row in named.items()}
+        if not any(words.values()):
+            if named and (others := sorted({row.part for row in named.values()} - {""})):
+                self.notes.append(f"the labels' column of parts is not used, as {some_of(others)} name none")
+            return train, tests
+        of_part: dict[str, list[Picture]] = defaultdict(list)
+        for picture in sorted([*train, *chain(*tests.values())], key=lambda picture: picture.path):
+            word = words.get(picture.path, "")
+            of_part["train" if word in TRAIN else word].append(picture)
+        if without := of_part.pop("", []):
+            self.left_out.append(f"{counted(len(without), 'image')} to which the labels give no part")
+        if "train" not in of_part:
+            raise ValueError(f"the file of labels has images of {some_of(sorted(of_part))} and none of train: call the "
+                             "part to train on train")
+        return of_part.pop("train"), {word: of_part[word] for word in TEST if word in of_part}
 
     def test(self, tests: Mapping[str, Sequence[Picture]], known: Mapping[Path, str],
              classes: set[str]) -> tuple[str, list[Picture]]:
