@@ -615,6 +615,24 @@ def test_of_several_evaluations_the_first_measures_for_all(tmp_path):
     assert running.callback_metrics.keys() >= {"naive_bayes", "health/rankme"}
 
 
+class Foreign(pl.LightningModule):
+    """Trains without being a Method."""
+
+    def training_step(self, batch, batch_idx):
+        return None
+
+    def configure_optimizers(self):
+        return None
+
+    def train_dataloader(self):
+        return [torch.zeros(1)]
+
+
+def test_a_recorder_of_another_kind_of_module_says_so(tmp_path):
+    with pytest.raises(ValueError, match="ScoreRecorder compares the views of a Method, and this is a Foreign"):
+        trainer(tmp_path, ScoreRecorder()).fit(Foreign())
+
+
 # Raw pixels in the report
 
 class Fussy(Protocol):

@@ -256,7 +256,9 @@ class ScoreRecorder(pl.Callback):
         self.distributions: dict[str, Distribution] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Method)
+        if not isinstance(pl_module, Method):
+            raise ValueError(f"ScoreRecorder compares the views of a Method, and this is a {type(pl_module).__name__}: "
+                             "leave it out")
         pl_module.augment.require_views("ScoreRecorder", or_more=True, verb="compares")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch,

@@ -12,7 +12,8 @@ class Retrieval(Protocol):
     quantities = {
         "retrieval/map": Quantity("mean average precision of at most 1,000 test images as queries among the training "
                                   "images, those without an image of their class left out"),
-        "retrieval/recall": Quantity("share of these queries with an image of their class among the nearest")}
+        "retrieval/recall": Quantity("share of these queries with an image of their class among the nearest 1, 5 "
+                                     "or 10")}
 
     def measure(self, train: Features, test: Features, context: Context) -> Measured:
         scores = retrieval(train, test)
