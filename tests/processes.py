@@ -21,8 +21,10 @@ class TwoProcesses:
 
     def __init__(self, folder):
         self.folder = folder
-        spawn = multiprocessing.get_context("spawn")     # a fork would inherit locks that autograd's threads hold
-        self.pools = [ProcessPoolExecutor(1, spawn) for _ in range(PROCESSES)]   # so that each keeps its rank
+        # forks of a process that has only imported: a fork of this one would inherit locks of autograd's threads
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload(["pytorch_lightning", "torchvision"])
+        self.pools = [ProcessPoolExecutor(1, server) for _ in range(PROCESSES)]   # so that each keeps its rank
 
     def __call__(self, function, *arguments):
         """What each process returns, by rank."""

@@ -163,7 +163,9 @@ def in_two_processes(builds: Mapping[str, Build]) -> dict[str, list[Found]]:
 def together(names: Sequence[str], pickled: Mapping[str, bytes], folder: Path) -> dict[str, list[Found]]:
     """What two processes find of these methods, up to one that ends a process."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)     # the system finds a free port
-    context = multiprocessing.get_context("spawn")     # a fork would inherit locks that autograd's threads hold
+    # forks of a process that has only imported: a fork of this one would inherit locks that autograd's threads hold
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     started = [context.Process(target=one_process, args=(rank, store.port, folder, {n: pickled[n] for n in names}),
                                daemon=True) for rank in range(PROCESSES)]
     end = time.monotonic() + HANGING
