@@ -180,6 +180,8 @@ def test_a_data_module_says_it_once_and_a_quiet_one_never(tmp_path, capsys):
     assert capsys.readouterr().err == (
         f"{root}: 6 images, 4 to train on and 2 to test on (held out, 25 % of each class); 2 classes of 1 (bee) to 3 "
         "(ape) training images\nleft out: nothing\n")
+    data.read()                                                       # again, as for another encoder's levels
+    assert capsys.readouterr().err == ""
     data = ImageFolder(str(root))
     data.said = True
     ready(data)
@@ -203,9 +205,10 @@ def test_where_every_class_has_one_image_all_train_and_none_is_tested(tmp_path):
 
 def test_stray_pictures_train_and_are_neither_held_out_nor_evaluated(tmp_path):
     root = folder(tmp_path / "set", ape=10, bee=10)
-    Image.new("RGB", (8, 8)).save(root / "cover.png")
+    for i in range(10):
+        Image.new("RGB", (8, 8)).save(root / f"cover{i}.png")
     data = ready(ImageFolder(str(root)))
-    assert sorted(data.train.labels.tolist()) == [-1] + [0] * 9 + [1] * 9
+    assert sorted(data.train.labels.tolist()) == [-1] * 10 + [0] * 9 + [1] * 9
     assert data.test.labels.tolist() == [0, 1]
     assert [len(loader.source) for loader in data.val_dataloader()] == [18, 2]
 
