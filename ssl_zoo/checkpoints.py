@@ -3,24 +3,23 @@
 What a file calls by name is imported only if it is ssl_zoo's own, or if the caller names that class too.
 """
 
-from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from functools import partial
 from importlib import import_module
 from inspect import isabstract
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
-from jsonargparse import ArgumentParser
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from ssl_zoo import encoders, paths
 from ssl_zoo.encoders import Encoder
+from ssl_zoo.schedules import WarmupCosine
 from ssl_zoo.views import Augmentation, ViewSpec
-from ssl_zoo.weights import load_strictly, read_state
-
-# in place of a recipe's own, for a method that is not trained
-UNUSED: dict[str, Any] = {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}, "schedule": {}}
+from ssl_zoo.weights import load_strictly, read_state, require_same_tensors
 
 
 def load_encoder(path: str | Path, *, kind: type[Encoder] | None = None) -> Encoder:
@@ -48,12 +47,36 @@ def load_encoder(path: str | Path, *, kind: type[Encoder] | None = None) -> Enco
         raise ValueError(f"{described} names the encoder {architecture['class']}, which this version of ssl_zoo does "
                          f"not have; if it is yours, give its class: load_encoder(path, kind={name}), or on the "
                          f"command line --trust my_module.{name}")
-    try:
-        encoder = kind(**architecture["arguments"])
-    except TypeError as error:   # an argument that it does not take
-        raise ValueError(f"{described} does not fit the class {kind.__name__} as it is now: {error}") from error
+    make = partial(built, kind, architecture["arguments"], described)
+    require_size(make, header(path), path)
+    encoder = make()
+    if architecture.get("dim", encoder.dim) != encoder.dim:
+        raise ValueError(f"{described} names {architecture['dim']} features, and the encoder that it describes has "
+                         f"{encoder.dim}: take the two files that were written together")
     load_strictly(encoder, read_state(path), path)
     return encoder.eval()
+
+
+def header(path: Path) -> dict[str, Tensor]:
+    """The names and shapes in a .safetensors file, as tensors without values."""
+    try:
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+            return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
+    except Exception as error:   # of whatever kind the reader's are
+        raise ValueError(f"{path} is no .safetensors file, or was cut short ({error}): copy it again") from error
+
+
+def require_size(make: Any, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Refuse a file whose tensors are not those of the module that `make` makes, before any of it takes memory."""
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=()):
+            module = make()
+    except ValueError as error:
+        if "meta" in str(error):   # a class that reads its own values cannot be made without
+            return
+        raise
+    require_same_tensors(module, state, source)
 
 
 def read_encoder(given: str, trusted: Sequence[str] = ()) -> Encoder:
@@ -77,13 +100,31 @@ def read_encoder(given: str, trusted: Sequence[str] = ()) -> Encoder:
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """What a training checkpoint holds: tensors and plain values, and nothing that would have to be run."""
+    weights = f"; if it holds an encoder of another program, name what it is: resnet50={path}"
     try:
-        return torch.load(paths.check_whole(Path(path)), map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, ValueError):
+        content = torch.load(paths.check_whole(Path(path)), map_location="cpu", weights_only=True, mmap=True)
+    except (FileNotFoundError, ValueError):
         raise
+    except (RuntimeError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is no checkpoint, or was cut short; take another of its folder") from error
     except Exception as error:   # pickle's, for whatever is no tensor or plain value
         raise ValueError(f"{path} holds more than tensors and plain values, which could run code when it is read, and "
-                         "is not read: take a checkpoint that ssl-zoo fit left") from error
+                         f"is not read: take a checkpoint that ssl-zoo fit left{weights}") from error
+    states = content.get("state_dict") if isinstance(content, Mapping) else None
+    if not isinstance(states, Mapping) or "pytorch-lightning_version" not in content:
+        raise ValueError(f"{path} is no checkpoint of ssl-zoo fit{weights}")
+    if not all(isinstance(value, Tensor) for value in states.values()):
+        raise ValueError(f"{path} has a state_dict with other things than tensors: take a checkpoint that ssl-zoo fit "
+                         "left")
+    return dict(content)
+
+
+def check_resumable(path: str | Path) -> None:
+    """Raise one sentence if a run cannot go on from a checkpoint."""
+    content = read_checkpoint(path)
+    if missing := [name for name in ("loops", "optimizer_states", "lr_schedulers") if name not in content]:
+        raise ValueError(f"{path} was saved without {missing[0]}, as with save_weights_only, so that no run can go on "
+                         f"from it; start from its encoder: ssl-zoo export {path}, then --model.encoder.weights")
 
 
 def load_method(path: str | Path, trusted: Sequence[str] = ()) -> Any:
@@ -98,32 +139,45 @@ def load_method(path: str | Path, trusted: Sequence[str] = ()) -> Any:
     """
     from ssl_zoo.method import Method  # and with it Lightning, which an encoder by itself does not need
     content = read_checkpoint(path)
-    values = dict(content.get("hyper_parameters", {}))
-    if "_class_path" not in values:
-        raise ValueError(f"{path} is of a run built in Python and does not say how to build its encoder: write "
-                         "it there with ssl_zoo.save_encoder(method.evaluated, path)")
-    kind = find(paths.class_path(values.pop("_class_path"), trusted, path), Method, path)
-    values |= {"encoder": without_weights(values["encoder"]), "augment": rows_alone(values["augment"])}
-    needed = {name: value for name, value in values.items() if name not in UNUSED and name != "_instantiator"}
-    method = built(kind, paths.with_trusted(needed, trusted, path) | UNUSED, path)
+    values = content.get("hyper_parameters")
+    if not isinstance(values, Mapping) or "_class_path" not in values:
+        raise ValueError(f"{path} does not say how to build its encoder: it is of a run built in Python, where you "
+                         "write it with ssl_zoo.save_encoder(method.evaluated, path), or of another program, whose "
+                         f"encoder you name: resnet50={path}")
+    kind = find(paths.class_path(values["_class_path"], trusted, path), Method, path)
+    needed = {name: value for name, value in values.items()
+              if name not in ("_class_path", "_instantiator", "augment", "optimizer", "schedule")}
+    needed = paths.with_trusted(needed, trusted, path) | {
+        "augment": rows_alone(values.get("augment"), path), "schedule": WarmupCosine(),
+        "optimizer": partial(torch.optim.SGD, lr=0.1)}
+    make = partial(built, kind, needed, path, trusted)
+    state = {name.replace("_orig_mod.", ""): value for name, value in content["state_dict"].items()}   # if compiled
+    if not trusted:                                          # classes of one's own may change what they load
+        require_size(make, state, path)
+    method = make()
+    if not any("_orig_mod." in name for name in method.state_dict()):
+        content["state_dict"] = state
     method.on_load_checkpoint(content)
-    method.load_state_dict(content["state_dict"])
+    load_strictly(method, content["state_dict"], path)
     return method
 
 
-def without_weights(encoder: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's encoder without the file that it started from: the checkpoint holds what became of it."""
-    arguments = {name: value for name, value in encoder["init_args"].items() if name != "weights"}
-    return {"class_path": encoder["class_path"], "init_args": arguments}
-
-
-def rows_alone(augment: Mapping[str, Any]) -> dict[str, Any]:
+def rows_alone(augment: Any, source: str | Path) -> Augmentation:
     """A recipe's augmentation with nothing but its rows, and of these the fields that this version of ssl_zoo has."""
-    views = augment["init_args"]["views"]
     known = {field.name for field in fields(ViewSpec)} - {"extra"}
-    rows = views if isinstance(views, str) else [{name: value for name, value in row.items() if name in known}
-                                                 for row in views]
-    return {"class_path": f"{Augmentation.__module__}.{Augmentation.__name__}", "init_args": {"views": rows}}
+
+    def row(values: Mapping[str, Any]) -> ViewSpec:
+        plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
+                                 for name, value in values.items() if name in known}
+        return ViewSpec(**plain)
+
+    try:
+        views: Any = augment["init_args"]["views"]
+        rows: Any = views if isinstance(views, str) else [row(values) for values in views]
+        return Augmentation(rows)
+    except Exception as error:   # whatever values of a file lead to
+        raise ValueError(f"{source} does not say which views it has learnt from ({type(error).__name__}: {error}): "
+                         "take a checkpoint that ssl-zoo fit left") from error
 
 
 def find(path: str, base: type, source: str | Path) -> Any:
@@ -134,17 +188,45 @@ def find(path: str, base: type, source: str | Path) -> Any:
     except ModuleNotFoundError as error:
         raise ImportError(f"{path}, which {source} names, cannot be imported ({error}): run the command in the folder "
                           "of its file, or install it") from error
-    if not isinstance(kind, type) or not issubclass(kind, base):
+    ours = path.partition(".")[0] == paths.PACKAGE
+    if not isinstance(kind, type) or not issubclass(kind, base) or ours and not kind.__module__.startswith("ssl_zoo."):
         raise ValueError(f"{source} names {path}, which is not a subclass of {base.__name__}: take the version "
                          "of ssl_zoo, or of your own class, that wrote it")
     return kind
 
 
-def built(kind: type, values: dict[str, Any], source: str | Path) -> Any:
-    """A method from plain values, as the command line makes it from a recipe."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, "method", fail_untyped=False)
+def built(kind: type, values: Mapping[str, Any], source: str | Path, trusted: Sequence[str] = ()) -> Any:
+    """An object from a file's plain values. Where these name a class it is made; a string is never more than a string.
+
+    Raises:
+        ValueError: the class does not take the values.
+    """
     try:
-        return parser.instantiate_classes(parser.parse_object({"method": values})).method
-    except (ArgumentError, TypeError) as error:   # an argument that the class does not take, for one
-        raise ValueError(f"{source} does not fit the class {kind.__name__} as it is now: {error}") from error
+        hints = get_type_hints(kind.__init__)   # type: ignore[misc]
+    except (NameError, TypeError):              # of names that only a type checker knows
+        hints = {}
+    arguments = {}
+    for name, value in values.items():
+        if name == "weights" and issubclass(kind, Encoder):   # the file that a run started from is not needed
+            continue
+        hint = hints.get(name)
+        arguments[name] = (hint(**value) if isinstance(value, dict) and isinstance(hint, type) and is_dataclass(hint)
+                           else revived(value, source, trusted))
+    try:
+        return kind(**arguments)
+    except Exception as error:   # whatever values of a file lead to
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{source} does not fit the class {kind.__name__} as it is now: {why}") from error
+
+
+def revived(value: Any, source: str | Path, trusted: Sequence[str]) -> Any:
+    """A file's value with objects in place of the class paths in it, which `with_trusted` has seen."""
+    if isinstance(value, list):
+        return [revived(one, source, trusted) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if "class_path" not in value:
+        return {name: revived(one, source, trusted) for name, one in value.items()}
+    path = value["class_path"]
+    kind = find(path, object if path in trusted else nn.Module, source)
+    return built(kind, {**paths.mapping(value, "init_args"), **paths.mapping(value, "dict_kwargs")}, source, trusted)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
+LARGEST = 2 ** 24   # bytes of a description
 
 
 def encoder_files(path: str | Path) -> tuple[Path, Path]:
@@ -62,7 +63,8 @@ def check_whole(checkpoint: Path) -> Path:
         raise FileNotFoundError(f"no checkpoint at {checkpoint}; ssl-zoo fit leaves them in its run's folder, "
                                 "under checkpoints")
     if not zipfile.is_zipfile(checkpoint):   # as torch.save writes it, with the contents at its end
-        raise ValueError(f"{checkpoint} is no checkpoint, or was cut short; take another of its folder")
+        raise ValueError(f"{checkpoint} is no checkpoint, or was cut short; take another of its folder, or for "
+                         f"weights of another program name their encoder: resnet50={checkpoint}")
     return checkpoint
 
 
@@ -80,13 +82,32 @@ def description(path: str | Path) -> dict[str, Any]:
     if not described.is_file():
         raise FileNotFoundError(f"{tensors} has no {described.name} beside it, which says what it holds; "
                                 "keep the two files together")
+    said = plain_json(described)
+    architecture = mapping(said, "architecture")
+    if not isinstance(architecture.get("class"), str) or not isinstance(architecture.get("arguments"), dict):
+        raise ValueError(f"{described} does not describe an encoder of ssl_zoo: give the file that a run left beside "
+                         "it")
+    return said
+
+
+def plain_json(path: Path) -> dict[str, Any]:
+    """An object in a JSON file, all of whose numbers are finite; anything else raises one sentence."""
+    def refused(constant: str) -> None:
+        raise ValueError(f"it has the number {constant}")
+
     try:
-        said = json.loads(described.read_text())
-        if isinstance(said["architecture"]["class"], str) and isinstance(said["architecture"]["arguments"], dict):
-            return said
-    except (KeyError, TypeError, ValueError):
-        pass
-    raise ValueError(f"{described} does not describe an encoder of ssl_zoo: give the file that a run left beside it")
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"it has more than {LARGEST:,} bytes")
+        said = json.loads(path.read_text(encoding="utf-8"), parse_constant=refused)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON as ssl-zoo writes it ({error}): give the file that a run left") from error
+    return said if isinstance(said, dict) else {}
+
+
+def mapping(tree: Any, name: str) -> dict[str, Any]:
+    """A dictionary in a dictionary, empty where there is none."""
+    found = tree.get(name) if isinstance(tree, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def own_data(given: str, trusted: Sequence[str] = ()) -> Any:
@@ -96,17 +117,29 @@ def own_data(given: str, trusted: Sequence[str] = ()) -> Any:
         given: a checkpoint, or an exported encoder.
         trusted: import paths of classes that are not ssl_zoo's and may be imported.
     """
-    described, config = encoder_files(given)[1], Path(given).absolute().parents[1] / "config.yaml"
+    described, config = encoder_files(given)[1], Path(given).absolute().parent.parent / "config.yaml"
     recipe, source = None, described
     if given.endswith(".ckpt") and config.is_file():
-        import yaml  # a tenth of a second, which no other use of this file should cost
-        recipe, source = yaml.safe_load(config.read_text()), config
+        recipe, source = plain_yaml(config), config
     elif described.is_file():
-        recipe = json.loads(described.read_text()).get("recipe")
+        recipe = plain_json(described).get("recipe")
     if not isinstance(recipe, dict) or "data" not in recipe:
         raise ValueError(f"nobody knows on which images to evaluate {given}: name them with --data, as in --data "
                          "ImageFolder --data.root my_images")
-    return with_trusted(recipe["data"], trusted, source)
+    data = with_trusted(recipe["data"], trusted, source)
+    if not isinstance(data, dict) or "class_path" not in data:
+        raise ValueError(f"{source} does not say of which class its images are: name them with --data, as in --data "
+                         "ImageFolder --data.root my_images")
+    return data
+
+
+def plain_yaml(path: Path) -> Any:
+    """What is in a YAML file, as plain values."""
+    import yaml  # a tenth of a second, which no other use of this file should cost
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not YAML ({str(error).splitlines()[0]}): take the file that a run left") from error
 
 
 def with_trusted(tree: Any, trusted: Sequence[str], source: str | Path) -> Any:
@@ -125,6 +158,9 @@ def class_path(named: str, trusted: Sequence[str], source: str | Path) -> str:
     A file may come from anyone, so what it names is imported only if it belongs to ssl_zoo, or if the user has named
     a class of that name himself. The module may then be another one: a class from a notebook is called __main__ there.
     """
+    if not isinstance(named, str):
+        raise ValueError(f"{source} names a class by {named!r}, which is no import path: take a file that ssl-zoo "
+                         "wrote")
     module, _, name = named.rpartition(".")
     for own in trusted:
         if own.rpartition(".")[2] == name:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from ssl_zoo.data import ArrayImages, ImageFolder
 from ssl_zoo.encoders import NarrowResNet
@@ -100,12 +101,47 @@ def test_half_precision_features_stay_so_in_the_file(tmp_path):
 def test_a_file_that_is_no_whole_cache_is_made_anew(tmp_path, content):
     path = tmp_path / "key.safetensors"
     path.write_bytes(content)
-    assert same(cached(path, features), features())
+    with pytest.warns(UserWarning, match="are damaged, or of an earlier version of ssl_zoo: they are taken again"):
+        assert same(cached(path, features), features())
     assert same(cached(path, lambda: features(1)), features())   # and it is whole now
 
 
+def rewrite(change):
+    def write(path):
+        columns = features()._asdict()
+        change(columns)
+        save_file(columns, path, {"checksum": cache.checksum(Features(**columns))})
+    return write
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [
+    flip,                                                                 # a bit of the last place
+    lambda path: path.write_bytes(path.read_bytes()[:-8]),
+    lambda path: save_file(features()._asdict(), path),                   # as an earlier version wrote it
+    lambda path: save_file(features()._asdict(), path, {"checksum": "0" * 32}),
+    rewrite(lambda columns: columns.update(x=torch.zeros(4, 2))),         # another width
+    rewrite(lambda columns: columns.update(x=torch.zeros(3, 3))),
+    rewrite(lambda columns: columns.update(labels=torch.zeros(4))),
+    rewrite(lambda columns: columns.update(places=torch.tensor([0, 1, 1, 2]))),
+    rewrite(lambda columns: columns.update(places=torch.tensor([0, 1, 2, 9]))),
+])
+def test_features_that_are_not_those_that_were_written_are_taken_again(damage, tmp_path):
+    path = tmp_path / "key.safetensors"
+    cached(path, features)
+    damage(path)
+    with pytest.warns(UserWarning, match="they are taken again"):
+        assert same(cached(path, features, dim=3, images=4), features())
+    assert same(cached(path, lambda: features(1), dim=3, images=4), features())
+
+
 def test_a_full_disk_costs_the_cache_and_not_the_features(tmp_path, monkeypatch):
-    def full(tensors, path):
+    def full(tensors, path, metadata):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

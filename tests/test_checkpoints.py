@@ -2,8 +2,10 @@
 
 import json
 import pickle
+import re
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import yaml
 from ssl_zoo import load_encoder, save_encoder
 from ssl_zoo.checkpoints import load_method, read_checkpoint, read_encoder
 from ssl_zoo.cli import run
-from ssl_zoo.encoders import NarrowResNet
+from ssl_zoo.encoders import NarrowResNet, Timm, Torchvision
 from ssl_zoo.paths import class_path, name_and_weights, own_data
 from tests.conftest import same
 
@@ -21,7 +23,7 @@ MIDDLE = Path(__file__).parent / "golden/middle.ckpt"     # of MoCo on a NarrowR
 MODULE = '''
 from pathlib import Path
 import torch
-from ssl_zoo.encoders import NarrowResNet
+from ssl_zoo.encoders import NarrowResNet, Timm, Torchvision
 from ssl_zoo.method import Method
 
 Path("imported").touch()
@@ -102,16 +104,40 @@ def test_optimiser_schedule_and_others_operations_are_not_needed_and_not_importe
     assert not Path("imported").exists()
 
 
+THEIRS = {"class_path": "their_module.Mine", "init_args": {}}
+
+
 @pytest.mark.parametrize("values", [
     {"_class_path": "their_module.Align"},
-    {"encoder": {"class_path": "their_module.Mine", "init_args": {}}},
-    {"contrast": {"class_path": "their_module.Align", "init_args": {}}},
+    {"encoder": THEIRS},
+    {"encoder": {"class_path": "ssl_zoo.encoders.NarrowResNet", "init_args": {"width": THEIRS}}},
+    {"contrast": THEIRS},
     {"contrast": [{"deep": {"class_path": "their_module.Align"}}]},
+    {"encoder": {"class_path": "ssl_zoo.encoders.NarrowResNet", "dict_kwargs": {"width": THEIRS}}},
 ])
 def test_a_checkpoint_that_names_another_class_is_refused_and_nothing_is_imported(values, folder):
     with pytest.raises(ValueError, match=r"other\.ckpt names their_module\.\w+, which is not a class of ssl_zoo, and "
                                          r"files import nothing else .* add --trust their_module\.\w+$"):
         read_encoder(str(rewritten("other.ckpt", **values)))
+    assert not Path("imported").exists()
+
+
+@pytest.mark.parametrize("value", [
+    "their_module.Mine", "their_module", json.dumps(THEIRS), yaml.safe_dump(THEIRS), "theirs.yaml", "./theirs.json",
+    "their_module.py", ["their_module.Mine"], "!!python/object/apply:their_module.Mine []", "@theirs.yaml",
+])
+@pytest.mark.parametrize("name", ["encoder", "contrast", "projector"])
+def test_a_string_in_a_file_is_never_more_than_a_string(name, value, folder):
+    """Neither an import path, nor the path of another file, nor text that describes a class."""
+    for file in ("theirs.yaml", "theirs.json"):
+        Path(file).write_text(json.dumps(THEIRS))
+    with pytest.raises(ValueError, match=r"other\.ckpt does not fit the class MoCo as it is now") as error:
+        load_method(rewritten("other.ckpt", **{name: value}))
+    assert "\n" not in str(error.value)
+    data = {"class_path": "ssl_zoo.data.ArrayImages", "init_args": {"path": value, "batch_size": value}}
+    encoder = save_encoder(NarrowResNet(4, 1), "encoder", recipe={"data": data})
+    with pytest.raises(SystemExit, match="encoder.safetensors does not fit the class ArrayImages|no file of images"):
+        run(["evaluate", str(encoder)])
     assert not Path("imported").exists()
 
 
@@ -122,7 +148,18 @@ def test_a_checkpoint_that_names_another_class_is_refused_and_nothing_is_importe
     ({"_class_path": "ssl_zoo.nowhere.MoCo"}, "cannot be imported"),
     ({"_class_path": "MoCo"}, "which is not a subclass of Method"),
     ({"encoder": {"class_path": "ssl_zoo.encoders.NarrowResNet", "init_args": {"depth": 3}}}, "does not fit the class"),
-    ({"encoder": {"class_path": "ssl_zoo.schedules.WarmupCosine", "init_args": {}}}, "does not fit the class"),
+    ({"encoder": {"class_path": "ssl_zoo.schedules.WarmupCosine", "init_args": {}}}, "not a subclass of Module"),
+    ({"encoder": {"class_path": "ssl_zoo.cli.fit.Cli", "init_args": {"arguments": []}}}, "not a subclass of Module"),
+    ({"encoder": {"class_path": "ssl_zoo.encoders.BasicBlock", "init_args": {}}}, "not a subclass of Module"),
+    ({"encoder": {"class_path": 3}}, "names a class by 3, which is no import path"),
+    ({"encoder": {"class_path": "ssl_zoo..encoders.NarrowResNet"}}, "cannot be imported"),
+    ({"encoder": {"class_path": "ssl_zoo.encoders.NarrowResNet", "init_args": {"width": 20_000}}}, "of another arch"),
+    ({"encoder": {"class_path": "ssl_zoo.encoders.NarrowResNet", "init_args": {"width": "4"}}}, "does not fit the cl"),
+    ({"encoder": 3}, "does not fit the class MoCo"), ({"queue": 10 ** 12}, "of another architecture"),
+    ({"temperature": None}, "does not fit the class MoCo"),
+    ({"augment": None}, "does not say which views"), ({"augment": {"init_args": {"views": [3]}}}, "which views"),
+    ({"augment": {"init_args": {"views": "their_module"}}}, "there are no views named their_module"),
+    ({"augment": {"init_args": {"views": [{"size": "x"}]}}}, "which views"),
 ])
 def test_a_checkpoint_whose_classes_are_not_what_they_should_be_gets_one_sentence(values, said, folder):
     with pytest.raises((ValueError, ImportError), match=said):
@@ -225,3 +262,109 @@ def test_weights_alone_and_callbacks_of_any_name_are_exported(change, folder, ca
     run(["export", "some.ckpt"])
     assert capsys.readouterr().out == "some.safetensors\n"
     assert same(dict(load_encoder("some").state_dict()), dict(load_method(MIDDLE).encoder.state_dict()))
+
+
+# Checkpoints of other programs
+
+def test_another_programs_checkpoint_gets_one_sentence_in_every_command(folder, arrays):
+    recipe = {"trainer": {"max_epochs": 1, "accelerator": "cpu"}, "data": {
+        "class_path": "ArrayImages", "init_args": {"path": str(arrays), "batch_size": 8}},
+        "model": {"class_path": "SimCLR", "init_args": {
+            "encoder": {"class_path": "NarrowResNet", "init_args": {"width": 4, "stages": 2}}, "schedule": {},
+            "augment": {"views": [{"size": 16, "count": 2}]},
+            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}}}}
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    state = {"backbone.conv1.weight": torch.rand(3)}
+    for content, said in (
+            ({"state_dict": state, "hyper_parameters": Namespace(name="x"), "pytorch-lightning_version": "1.6"},
+             "holds more than tensors and plain values, .* name what it is: resnet50=their.ckpt"),
+            ({"state_dict": state, "optimizer": {}, "epoch": 3}, "their.ckpt is no checkpoint of ssl-zoo fit"),
+            ([1, 2], "is no checkpoint of ssl-zoo fit"), ({"state_dict": {"a": 3}, "pytorch-lightning_version": "2"},
+                                                          "has a state_dict with other things than tensors")):
+        torch.save(content, "their.ckpt")
+        for command in (["export"], ["evaluate", "--data", "Digits"], ["fit", "--config", "recipe.yaml", "--ckpt_path"],
+                        ["validate", "--config", "recipe.yaml", "--ckpt_path"]):
+            with pytest.raises(SystemExit, match=said) as error:
+                run([*command, "their.ckpt"])
+            assert "weights_only" not in str(error.value)
+            assert str(error.value).count("\n") == 1                # and the line about tracebacks
+    torch.save({"state_dict": state, "pytorch-lightning_version": "1.6", "epoch": 1}, "their.ckpt")
+    with pytest.raises(SystemExit, match="does not say how to build its encoder: .* or of another program"):
+        run(["export", "their.ckpt"])
+    with pytest.raises(SystemExit, match="was saved without loops, as with save_weights_only, so that no run can go"):
+        run(["fit", "--config", "recipe.yaml", "--ckpt_path", "their.ckpt"])
+
+
+# Descriptions that are not what ssl-zoo writes
+
+def architecture(**changes):
+    return lambda said: said["architecture"].update(changes)
+
+
+def argument(**changes):
+    return lambda said: said["architecture"]["arguments"].update(changes)
+
+
+def instead(text):
+    return lambda said: text
+
+
+VARIANTS = {
+    "empty": instead(""), "no JSON": instead("{'class': 1}"), "cut short": instead('{"architecture": {"class": "Narr'),
+    "a list": instead("[]"), "null": instead("null"), "a number": instead("3"), "an empty object": instead("{}"),
+    "too deep": instead("[" * 100_000), "not UTF-8": instead(b"\xff\xfe{"), "too large": instead(" " * (2 ** 24 + 1)),
+    "architecture is a list": lambda said: said.update(architecture=[]),
+    "no class": lambda said: said["architecture"].pop("class") and None,
+    "class is a number": architecture(**{"class": 3}), "class is empty": architecture(**{"class": ""}),
+    "class is a function": architecture(**{"class": "named"}),
+    "class of another library": architecture(**{"class": "torch.nn.Linear"}), "class is a dunder": architecture(
+        **{"class": "__builtins__"}), "no arguments": lambda said: said["architecture"].pop("arguments") and None,
+    "arguments are a list": architecture(arguments=[4, 2]), "arguments are none": architecture(arguments={}),
+    "another class": architecture(**{"class": "ResNet"}),
+    "another class that fits": architecture(**{"class": "Timm", "arguments": {"name": "test_resnet"}}),
+    "a hub's model": architecture(**{"class": "Timm", "arguments": {"name": "hf-hub:someone/model"}}),
+    "a folder's model": architecture(**{"class": "Timm", "arguments": {"name": "local-dir:."}}),
+    "no such model": architecture(**{"class": "Torchvision", "arguments": {"name": "__init__"}}),
+    "dim": architecture(dim=9), "dim is a string": architecture(dim="8"),
+    "an unknown argument": argument(depth=3), "an argument of the base class": argument(backbone=3),
+    "width is a string": argument(width="4"), "width is a list": argument(width=[4]),
+    "width is null": argument(width=None),
+    "width is a fraction": argument(width=4.5), "width is negative": argument(width=-4),
+    "width is 0": argument(width=0), "width 20,000": argument(width=20_000), "width 10**300": argument(width=10 ** 300),
+    "stages is huge": argument(stages=10 ** 6), "stages is negative": argument(stages=-1),
+    "mean of two": argument(mean=[0.5, 0.5]), "mean of strings": argument(mean=["a", "b", "c"]),
+    "mean is null": argument(mean=None), "mean is NaN": argument(mean=[float("nan")] * 3),
+    "mean is deep": argument(mean=[[0.1], [0.2], [0.3]]), "std is 0": argument(std=[0, 1, 1]),
+    "std is infinite": argument(std=[float("inf")] * 3), "std is a number": argument(std=1.0),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_malformed_description_gets_one_sentence(name, folder):
+    path = save_encoder(NarrowResNet(4, 2), "encoder")
+    said = json.loads(Path("encoder.json").read_text())
+    changed = VARIANTS[name](said)
+    if isinstance(changed, str | bytes):
+        Path("encoder.json").write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+    else:
+        Path("encoder.json").write_text(json.dumps(said))
+    with pytest.raises((ValueError, ImportError)) as error:
+        read_encoder(str(path))
+    assert re.search(r"encoder\.(json|safetensors)", str(error.value))
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+def test_a_weights_argument_in_a_description_opens_no_file(folder):
+    path = save_encoder(NarrowResNet(4, 2), "encoder")
+    said = json.loads(Path("encoder.json").read_text())
+    said["architecture"]["arguments"]["weights"] = "nowhere.pth"
+    Path("encoder.json").write_text(json.dumps(said))
+    assert same(dict(load_encoder(path).state_dict()), dict(load_encoder(path).state_dict()))
+
+
+@pytest.mark.parametrize("make", [lambda: Timm("test_vit", image_size=64), lambda: Torchvision("mobilenet_v3_small")])
+def test_encoders_of_other_libraries_pass_the_comparison_of_sizes(make, folder):
+    pytest.importorskip("timm", reason="timm is not installed: pip install ssl_zoo[timm]")
+    encoder = make()
+    assert same(dict(load_encoder(save_encoder(encoder, "encoder")).state_dict()), dict(encoder.state_dict()))

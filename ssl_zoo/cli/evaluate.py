@@ -1,7 +1,6 @@
 """The command evaluate."""
 
 import itertools
-import json
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from ssl_zoo.cli.messages import TRUST, Options
 from ssl_zoo.evaluation import protocols
-from ssl_zoo.paths import check_encoder, name_and_weights, own_data
+from ssl_zoo.paths import check_encoder, mapping, name_and_weights, own_data
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -28,12 +27,11 @@ def evaluate(arguments: Sequence[str]) -> None:
         check_encoder(given)
     if options.dense and not options.dense.is_dir():
         raise FileNotFoundError(f"there is no folder {options.dense} for --dense")
-    if not about_images:
-        about_images = ["--data", json.dumps(own_data(options.encoders[0], options.trust))]
-    if not any(word.partition("=")[0] == "--data" for word in about_images):
+    recorded = {} if about_images else own_data(options.encoders[0], options.trust)
+    if about_images and not any(word.partition("=")[0] == "--data" for word in about_images):
         raise ValueError("--data. options are those of a data set: name it, as in --data ImageFolder --data.root "
                          "my_images")
-    measure(options, about_images)
+    measure(options, about_images, recorded)
 
 
 def parser() -> Options:
@@ -70,18 +68,24 @@ def apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def read_images(about_images: Sequence[str]) -> Any:
-    """The data module that these options describe, ready to be read."""
+    """The data module that these options describe."""
     from ssl_zoo import data
     from ssl_zoo.cli.fit import Parser
     parser = Parser("ssl-zoo evaluate")
     parser.add_subclass_arguments(data.Images, "data", help="images")
-    images = parser.instantiate_classes(parser.parse_args(list(about_images))).data
-    images.prepare_data()
-    images.setup("fit")
-    return images
+    return parser.instantiate_classes(parser.parse_args(list(about_images))).data
 
 
-def measure(options: Namespace, about_images: Sequence[str]) -> None:
+def recorded_images(recorded: dict[str, Any], source: str, trusted: Sequence[str]) -> Any:
+    """The data module that a run's file describes: its values are values, whatever they look like."""
+    from ssl_zoo.checkpoints import built, find
+    from ssl_zoo.data import Images
+    path = recorded["class_path"]
+    kind = find(path if "." in path else f"ssl_zoo.data.{path}", Images, source)
+    return built(kind, mapping(recorded, "init_args"), source, trusted)
+
+
+def measure(options: Namespace, about_images: Sequence[str], recorded: dict[str, Any]) -> None:
     """Run the protocols, and print the table and where the report is."""
     import torch
 
@@ -92,7 +96,10 @@ def measure(options: Namespace, about_images: Sequence[str]) -> None:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"there is no {device} on this machine: leave --device out")
     found = {name_of(given, options.encoders): read_encoder(given, options.trust) for given in options.encoders}
-    images = read_images(about_images)
+    images = (read_images(about_images) if about_images else
+              recorded_images(recorded, options.encoders[0], options.trust))
+    images.prepare_data()
+    images.setup("fit")
     versions = (options.output / f"version_{n}" for n in itertools.count())
     folder = next(version for version in versions if not version.exists())
     measured = suite.evaluate({name: encoder.to(device) for name, encoder in found.items()}, images, folder,

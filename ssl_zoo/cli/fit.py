@@ -13,12 +13,12 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from ssl_zoo import data, encoders, evaluation, methods, monitor, optim
+from ssl_zoo.checkpoints import check_resumable, read_checkpoint
 from ssl_zoo.cli.messages import parse_error
 from ssl_zoo.cli.recipes import run_name
 from ssl_zoo.data import arrays, digits, folder, torchvision_sets
 from ssl_zoo.evaluation import callback, former
 from ssl_zoo.method import Method
-from ssl_zoo.paths import check_whole
 from ssl_zoo.views.specs import PRESETS
 
 # What most runs share. A recipe, or an option, says otherwise where its run differs, and --print_config says all.
@@ -106,8 +106,8 @@ class Cli(LightningCLI):
 
     def before_fit(self) -> None:
         """Find out before the first step whether the checkpoint can be read and the run's folder written."""
-        if path := self.config["fit"]["ckpt_path"]:
-            check_whole(Path(path))
+        if (path := self.config["fit"]["ckpt_path"]) and self.config["fit"].get("weights_only") is not False:
+            check_resumable(path)
         logger = self.trainer.logger
         place = Path(logger and logger.save_dir or self.trainer.default_root_dir)
         there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
@@ -116,6 +116,10 @@ class Cli(LightningCLI):
         except OSError as error:
             raise ValueError(f"the folder {place} cannot be written ({error.strerror}): choose another with "
                              "--trainer.logger.save_dir or --trainer.default_root_dir") from error
+
+    def before_validate(self) -> None:
+        if (path := self.config["validate"]["ckpt_path"]) and self.config["validate"].get("weights_only") is not False:
+            read_checkpoint(path)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

@@ -1,5 +1,6 @@
 """Features that are taken once and kept on disk: a second evaluation of an encoder on the same images reads them."""
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -8,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -43,21 +44,28 @@ def extract(encoder: Encoder, batches: Iterable[Any], half: bool = False) -> Fea
     return Features(*(column[order] for column in found))
 
 
-def cached(path: Path, make: Callable[[], Features]) -> Features:
+def cached(path: Path, make: Callable[[], Features], *, dim: int | None = None, images: int | None = None) -> Features:
     """The features in the file, or those that `make` returns, which are then kept there for the next time.
 
-    The path must name everything that the features depend on. A file that cannot be read is written again, and where
-    none can be written the features are used all the same.
+    The path must name everything that the features depend on. A file that does not hold what was written there is
+    written again, and where none can be written the features are used all the same.
+
+    Args:
+        dim: width of the features.
+        images: the number of images in the part, of which some may be damaged and left out.
     """
-    try:
-        kept = load_file(path)
-        return Features(kept["x"], kept["labels"], kept["places"])
-    except (OSError, SafetensorError, KeyError):
-        features = make()
+    if path.is_file():
+        kept = read(path)
+        if kept is not None and fits(kept, dim, images):
+            return kept
+        warnings.warn(f"the features in {path} are damaged, or of an earlier version of ssl_zoo: they are taken again",
+                      stacklevel=2)
+    features = make()
     half = path.with_suffix(f".{uuid4().hex[:8]}.half")   # its own, for another run may write there too
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in features._asdict().items()}, half)
+        save_file({name: value.contiguous() for name, value in features._asdict().items()}, half,
+                  {"checksum": checksum(features)})
         half.replace(path)
     except (OSError, SafetensorError) as error:           # a full disk is either
         warnings.warn(f"the features of {len(features.x)} images could not be kept in {path.parent} ({error}): make "
@@ -65,3 +73,32 @@ def cached(path: Path, make: Callable[[], Features]) -> Features:
         with suppress(OSError):
             half.unlink()
     return features
+
+
+def read(path: Path) -> Features | None:
+    """The features in a file, or None where it is not as it was written."""
+    try:
+        columns = load_file(path)
+        features = Features(columns["x"], columns["labels"], columns["places"])
+        with safe_open(path, "pt") as file:
+            return features if (file.metadata() or {}).get("checksum") == checksum(features) else None
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+def checksum(features: Features) -> str:
+    """A hash of all values, their types and their shapes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for column in features:
+        digest.update(f"{column.dtype}{list(column.shape)}".encode())
+        digest.update(column.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def fits(features: Features, dim: int | None, images: int | None) -> bool:
+    """Whether there is one row for each label and place, and as many and as wide as there can be."""
+    x, _, places = features
+    return (x.ndim == 2 and x.dtype in (torch.float16, torch.float32) and dim in (None, x.shape[1])
+            and all(column.shape == (len(x),) and column.dtype == torch.int64 for column in features[1:])
+            and bool((places.diff() > 0).all())
+            and (images is None or len(x) <= images and bool(((places >= 0) & (places < images)).all())))

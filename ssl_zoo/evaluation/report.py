@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torchvision
-import yaml
 from PIL import Image
 
 import ssl_zoo
 from ssl_zoo.evaluation.protocol import Picture, Protocol, Quantity, quantity
 from ssl_zoo.evaluation.protocols import find, names
 from ssl_zoo.evaluation.score import Score, difference, finite, number
+from ssl_zoo.paths import plain_yaml
 
 PIXELS, BEFORE = "raw pixels", "untrained encoder"   # the columns of a run's table that are not an epoch
 LEGEND = ("± is half of the 95 % interval over test images or episodes, and for `lowshot/` the deviation over draws.\n"
@@ -194,7 +194,7 @@ def epoch(done: int) -> str:
 def whole_recipe(folder: Path, method: Any) -> Any:
     """The recipe that the command line left in a run's folder, or else the hyper-parameters that the method has."""
     config = folder / "config.yaml"
-    return yaml.safe_load(config.read_text()) if config.is_file() else dict(method.hparams)
+    return plain_yaml(config) if config.is_file() else dict(method.hparams)
 
 
 def run_table(columns: Mapping[str, Mapping[str, float]], protocols: Sequence[Protocol]) -> str:

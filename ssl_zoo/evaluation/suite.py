@@ -161,7 +161,7 @@ class Source:
         """The features of the batches, from the folder if they are there."""
         kind = f"{ssl_zoo.__version__}{'_half' * self.half}.safetensors"
         features = cached(self.folder / f"{fingerprint(encoder)}_{images}_{kind}",
-                          partial(extract, encoder, batches, self.half))
+                          partial(extract, encoder, batches, self.half), dim=encoder.dim, images=len(known))
         require_finite(features.x, names=[known[place] for place in features.places.tolist()])
         return Features(*(column.to(encoder.mean.device) for column in features))
 
