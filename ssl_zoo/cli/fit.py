@@ -68,6 +68,12 @@ class Cli(LightningCLI):
         for name, kind in CALLBACKS.items():
             parser.add_lightning_class_args(kind, name)
 
+    def instantiate_classes(self) -> None:
+        for name in ("trainer", *CALLBACKS):
+            if not hasattr(value := self._get(self.config, name), "items"):
+                raise ValueError(f"{name} lists options, as in {name}: {{option: value}}, and is {value!r} here")
+        super().instantiate_classes()
+
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         """Leave out callbacks that the trainer's options refuse, and a default one if the recipe lists one of its kind.
 
