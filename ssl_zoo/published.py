@@ -86,8 +86,9 @@ def taken(net: nn.Module, state: Mapping[str, Tensor], source: str | Path,
                          "a checkpoint of before its loss was lost")
     changed = [f"{name} {list(value.shape)} to {list(found[name].shape)}" for name, value in given.items()
                if name in found and found[name].shape != value.shape]
-    mine = {prefix + name for name in names}
-    left = [name for name in state if name not in mine and not of(name.removeprefix(prefix), classifier)]
+    mine, used = {prefix + name for name in names}, set(map(id, found.values()))   # timm renames some
+    left = [name for name, value in state.items()
+            if name not in mine and id(value) not in used and not of(name.removeprefix(prefix), classifier)]
     say(source, prefix, len(found), changed, left)
     return prefix, found
 
