@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -353,6 +354,19 @@ def test_a_malformed_description_gets_one_sentence(name, folder):
     assert re.search(r"encoder\.(json|safetensors)", str(error.value))
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500
+
+
+def test_sizes_are_compared_before_anything_takes_memory(folder, monkeypatch):
+    path, devices = save_encoder(NarrowResNet(4, 2), "encoder"), []
+    monkeypatch.setattr(NarrowResNet, "start", lambda self: devices.append(self.mean.device.type))
+    for width, made in ((20_000, ["meta"]), (4, ["meta", "cpu"])):
+        said = json.loads(Path("encoder.json").read_text())
+        said["architecture"]["arguments"]["width"] = width
+        Path("encoder.json").write_text(json.dumps(said))
+        devices.clear()
+        with pytest.raises(ValueError, match="is of another architecture") if width > 4 else nullcontext():
+            load_encoder(path)
+        assert devices == made
 
 
 def test_a_weights_argument_in_a_description_opens_no_file(folder):
