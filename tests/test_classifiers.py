@@ -70,28 +70,33 @@ def test_features_are_taken_as_they_are_where_they_shall_not_be_standardised():
     assert torch.allclose(found.bias, torch.from_numpy(reference.intercept_), atol=1e-3)
 
 
-def test_two_classes_are_a_binary_regression_with_twice_the_losses():
-    """W_1 = -W_0 = w / 2, so |W|^2 / 2 is |w|^2 / 4, where the binary regression has |w|^2 / 2."""
-    x, labels = clouds(40, 5, 2)
-    reference = regression(x, labels, C=2.0)
-    found = logistic(x, labels, 2, standardise=False)
-    assert torch.allclose(found.weight[1] - found.weight[0], torch.from_numpy(reference.coef_[0]), atol=1e-4)
-    assert float(found.bias[1] - found.bias[0]) == pytest.approx(reference.intercept_[0], abs=1e-3)
+@pytest.mark.parametrize("known", [2, 4])
+@pytest.mark.parametrize("width", [5, 60])
+def test_two_classes_are_scikit_learns_binary_regression_whatever_other_classes_have_no_images(width, known):
+    """W_1 = -W_0 = w / 2, so |W|^2 is |w|^2 / 2, which scikit-learn adds to the sum of the losses."""
+    x, labels = clouds(40, width, 2)
+    scaler = StandardScaler().fit(x.numpy())
+    reference = regression(torch.from_numpy(scaler.transform(x.numpy())), labels)
+    found, std = logistic(x, labels, known), moments(x)[1]
+    assert torch.allclose((found.weight[1] - found.weight[0]) * std, torch.from_numpy(reference.coef_[0]), atol=1e-4)
+    others = clouds(30, width, 2, spread=3.0, seed=1)[0]
+    probabilities = torch.from_numpy(reference.predict_proba(scaler.transform(others.numpy())))
+    assert torch.allclose(found.scores(others).softmax(-1)[:, :2], probabilities, atol=1e-4)
 
 
 @pytest.mark.parametrize("classes", [2, 5, 10])
 def test_one_image_of_each_class_along_its_own_axis_is_solved_by_one_equation(classes):
     """With p for the right class W has a (1 - p) on its diagonal and -a (1 - p) / (C - 1) elsewhere, so that
 
-    log(p (C - 1) / (1 - p)) = a^2 (1 - p) C / (C - 1).
+    log(p (C - 1) / (1 - p)) = a^2 (1 - p) C / (C - 1). Of two classes W, penalised twice, is half of that.
     """
-    a, low, high = 3.0, 1 / classes, 1 - 1e-12
+    a, low, high, halved = 3.0, 1 / classes, 1 - 1e-12, 2 if classes == 2 else 1
     for _ in range(100):
         p = (low + high) / 2
-        right_of_it = math.log(p * (classes - 1) / (1 - p)) > a ** 2 * (1 - p) * classes / (classes - 1)
+        right_of_it = math.log(p * (classes - 1) / (1 - p)) > a ** 2 * (1 - p) * classes / (classes - 1) / halved
         low, high = (low, p) if right_of_it else (p, high)
     expected = torch.full((classes, classes), -a * (1 - p) / (classes - 1), dtype=torch.float64)
-    expected.fill_diagonal_(a * (1 - p))
+    expected = expected.fill_diagonal_(a * (1 - p)) / halved
     x = a * torch.eye(classes, classes + 4, dtype=torch.float64)
     found = logistic(x, torch.arange(classes), classes, standardise=False)
     assert torch.allclose(found.weight[:, :classes], expected, atol=1e-4)

@@ -71,7 +71,9 @@ def test_a_difference_of_two_encoders_is_in_the_report_with_whether_it_exceeds_i
     assert {(row["over"], row["encoder"]) for row in rows.values()} == {("first", "second")}
     one, other = (found[name].scores["retrieval/map"] for name in ("first", "second"))
     assert rows["retrieval/map"]["difference"] == pytest.approx(other.value - one.value)
-    assert rows["retrieval/map"]["exceeds"] == (abs(other.value - one.value) > rows["retrieval/map"]["interval"])
+    low, high = rows["retrieval/map"]["interval"]
+    assert low < other.value - one.value < high
+    assert rows["retrieval/map"]["exceeds"] == (low > 0 or high < 0)
     assert rows["health/rankme"]["exceeds"] is None
 
 
@@ -328,10 +330,12 @@ def test_a_table_marks_the_differences_that_exceed_their_interval():
               "b": {"knn_dino": units(*[1, 1] * 50), "linear_grid": units(1, 0)}}
     table = report.rows(scores, PROTOCOLS)
     assert table[0] == ["", "a", "b", "b - a"]
-    assert table[1] == ["knn_dino", "50.0 ± 10.0 %", "100.0 ± 0.0 %", "+50.0 ± 10.0 *"]
+    assert table[1] == ["knn_dino", "50.0 [40.4, 59.6] %", "100.0 [96.3, 100.0] %", "+50.0 [38.9, 59.1] *"]
     assert table[2] == ["health/rankme", "3.142", "-", "-"]
     assert table[3][1] == "-"
-    assert report.rows({"a": scores["a"], "same": scores["a"]}, PROTOCOLS)[1][3] == "+0.0 ± 0.0"
+    assert report.rows({"a": scores["a"], "same": scores["a"]}, PROTOCOLS)[1][3] == "+0.0 [-2.7, 2.7]"
+    draws = {"a": {"lowshot/1/knn": Score(torch.tensor([0.1, 0.2, 0.3]), "draw")}}
+    assert report.rows(draws, PROTOCOLS)[1] == ["lowshot/1/knn", "20.0 ± 10.0 %"]
 
 
 def test_text_and_markdown_hold_the_same_cells():
@@ -357,7 +361,7 @@ def test_the_command_measures_two_encoders_and_prints_one_table(exported, arrays
     assert "one" in printed.splitlines()[0]
     assert "two - " in printed.splitlines()[0]
     assert "logistic" in printed
-    assert "marks one larger than half of its 95 % interval" in printed
+    assert "marks one whose 95 % interval excludes 0" in printed
     assert str(tmp_path / "out" / "version_0" / "report.md") in printed
     before = (tmp_path / "out" / "version_0" / "report.json").read_text()
     run(["evaluate", exported("one", 0), "--data", "ArrayImages", "--data.path", str(arrays),

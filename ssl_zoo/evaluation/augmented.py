@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ssl_zoo import distributed
 from ssl_zoo.encoders import Encoder
+from ssl_zoo.evaluation.accuracy import accuracies
 from ssl_zoo.evaluation.linear import descend
 from ssl_zoo.evaluation.protocol import Context, Measured
 from ssl_zoo.evaluation.score import Score
@@ -49,6 +50,7 @@ class Trained(NamedTuple):
     name: str             # of the protocol; if the epochs are not the protocol's own, it says how many
     score: Score          # over the test images, in the order of their places
     predictions: Tensor   # [N] classes, in the same order
+    truth: Tensor         # [N]
 
 
 class TrainingBatches(Protocol):
@@ -105,7 +107,7 @@ def on_images(recipe: Recipe, context: Context) -> Measured:
     epochs = context.epochs or recipe.epochs
     trained = evaluate(recipe, context.encoder, train, test, len(context.classes), context.size, epochs)
     about = {"batch": train.batch_size, "size": context.size, "epochs": epochs}
-    return Measured({trained.name: trained.score}, notes={trained.name: about})
+    return Measured(accuracies(trained.name, trained.predictions, trained.truth), notes={trained.name: about})
 
 
 def evaluate(recipe: Recipe, encoder: Encoder, train: TrainingBatches, test: Iterable[Any], classes: int, size: int,
@@ -115,9 +117,8 @@ def evaluate(recipe: Recipe, encoder: Encoder, train: TrainingBatches, test: Ite
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         found = [(model(images.to(device)).argmax(1), labels, places) for images, labels, places, *_ in test]
     predictions, labels, places = (torch.cat(column).cpu() for column in zip(*found, strict=True))
-    order = places.argsort()
-    right = (predictions == labels)[order].double()
-    return Trained(named(recipe, epochs), Score(right, "image"), predictions[order])
+    predictions, labels = predictions[order := places.argsort()], labels[order]
+    return Trained(named(recipe, epochs), Score((predictions == labels).double(), "image"), predictions, labels)
 
 
 def named(recipe: Recipe, epochs: int) -> str:

@@ -261,7 +261,7 @@ def draw_curves(axes: Axes, cells: Sequence[FewLabels], looks: dict[tuple[str, s
         own = sorted(cell for cell in cells if cell[:2] == curve)
         apart = 1.2 ** ((i + 0.5) / len(looks) - 0.5)                        # or the bars would hide each other
         axes.errorbar([apart * cell.labels for cell in own], [100 * cell.score.value for cell in own],
-                      [100 * (cell.score.spread or 0) for cell in own], capsize=2, markersize=5, **look)
+                      [100 * (cell.score.deviation or 0) for cell in own], capsize=2, markersize=5, **look)
     percent, ticks = cells[0].percent, sorted({cell.labels for cell in cells})
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{n:g} %" if percent else f"{n:g}" for n in ticks])

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_zoo.evaluation.accuracy import accuracies
 from ssl_zoo.evaluation.features import Features, require_finite
 from ssl_zoo.evaluation.score import Score
 
@@ -45,9 +46,10 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def logistic(x: Tensor, labels: Tensor, classes: int, *, standardise: bool = True) -> Linear:
     """Multinomial logistic regression: minimise the sum of cross entropies + |W|^2 / 2, with a free bias.
 
-    This is scikit-learn's with C = 1. L-BFGS starts at 0 and runs in float64 until no derivative exceeds 1e-5, or for
-    1000 iterations; on a CPU the same input gives the same bits. The softmax of the scores are probabilities. Leading
-    dimensions hold independent problems, which are solved together.
+    This is scikit-learn's with C = 1. For two classes that has one vector w and the penalty |w|^2 / 2; here they have
+    W_1 = -W_0 = w / 2, whose |W|^2 / 2 is half of it, and count double. L-BFGS starts at 0 and runs in float64 until no
+    derivative exceeds 1e-5, or for 1000 iterations; on a CPU the same input gives the same bits. The softmax of the
+    scores are probabilities. Leading dimensions hold independent problems, which are solved together.
 
     Args:
         x: features [..., N, D].
@@ -71,7 +73,7 @@ def minimise(x: Tensor, labels: Tensor, classes: int, std: Tensor) -> tuple[Tens
     curved along one direction than along another. So it moves [W, b] in other coordinates:
 
     1. The curvature of the cross entropy is at most `squares / classes`, the second moments of the features and the
-       constant 1; the penalty adds 1 to it. That bound does not depend on the weights and is computed once.
+       constant 1; the penalty adds 1 or 2 to it. That bound does not depend on the weights and is computed once.
     2. With its Cholesky factor L, weight = place @ inverse(L) makes the bound the identity: the sum is about equally
        curved along all directions of `place`, and most of the steps are saved.
     3. The slope goes back the same way, transposed. A class without images has its bias at -inf throughout.
@@ -79,12 +81,13 @@ def minimise(x: Tensor, labels: Tensor, classes: int, std: Tensor) -> tuple[Tens
     unseen = torch.zeros(*labels.shape[:-1], classes, device=x.device).scatter_(-1, labels, 1.0) == 0
     absent = torch.zeros_like(unseen, dtype=torch.float64).masked_fill_(unseen, -torch.inf)
     scale = F.pad(1 / std, (0, 1), value=1.0)                      # [D + 1]
-    penalty = F.pad(torch.ones_like(std), (0, 1))                  # none on the bias
+    twice = torch.where((~unseen).sum(-1) == 2, 2.0, 1.0)[..., None, None].double()
+    penalty = twice * F.pad(torch.ones_like(std), (0, 1))          # [..., 1, D + 1], none on the bias
     squares = torch.zeros_like(torch.diag(scale))
     for rows, _ in pieces(x, labels):
         rows = F.pad(rows, (0, 1), value=1.0)
         squares = squares + rows.mT @ rows                         # [..., D + 1, D + 1]
-    curvature = scale[:, None] * squares * scale / classes + torch.diag(torch.ones_like(scale))
+    curvature = scale[:, None] * squares * scale / classes + twice * torch.diag(torch.ones_like(scale))
     basis = torch.linalg.inv(torch.linalg.cholesky(curvature))
     place = absent.new_zeros(*absent.shape, len(scale))
     solver = torch.optim.LBFGS([place], max_iter=1000, max_eval=2000, tolerance_grad=1e-5, tolerance_change=0,
@@ -95,7 +98,7 @@ def minimise(x: Tensor, labels: Tensor, classes: int, std: Tensor) -> tuple[Tens
         weight = place @ basis
         loss, slope = cross_entropy(x, labels, weight * scale, absent)
         place.grad = (slope * scale + weight * penalty) @ basis.mT
-        return loss + (weight * penalty).square().sum() / 2
+        return loss + (weight.square() * penalty).sum() / 2
 
     solver.step(objective)
     weight = place @ basis * scale
@@ -172,11 +175,11 @@ def nearest_class_mean(x: Tensor, labels: Tensor, classes: int) -> Linear:
     return linear(F.normalize(sums, dim=-1), bias, x)
 
 
-def accuracy(fit: Callable[[Tensor, Tensor, int], Linear], train: Features, test: Features) -> Score:
-    """Of each test image, whether the classifier that `fit` makes of features, labels and their number is right."""
+def judge(name: str, fit: Callable[[Tensor, Tensor, int], Linear], train: Features,
+          test: Features) -> dict[str, Score]:
+    """The accuracies of the classifier that `fit` makes of features, labels and the number of classes."""
     classes = int(torch.maximum(train.labels.max(), test.labels.max())) + 1
-    predictions = fit(train.x, train.labels, classes).predict(test.x)
-    return Score((predictions == test.labels).double(), "image")
+    return accuracies(name, fit(train.x, train.labels, classes).predict(test.x), test.labels)
 
 
 def linear(weight: Tensor, bias: Tensor, x: Tensor) -> Linear:

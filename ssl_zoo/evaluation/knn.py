@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ssl_zoo import distributed
+from ssl_zoo.evaluation.accuracy import accuracies
 from ssl_zoo.evaluation.features import Features, nearest_of_all
 from ssl_zoo.evaluation.nearest import nearest_by_chunk
 from ssl_zoo.evaluation.score import Score
@@ -70,14 +71,14 @@ def most_voted(scores: Tensor) -> Tensor:
 
 
 def knn(train: Features, test: Features, votes: Mapping[str, Vote] = VOTES) -> dict[str, Score]:
-    """Accuracy of each vote, and whether the class is among the five with the largest shares (_top5).
+    """Accuracies of each vote, and whether the class is among the five with the largest shares (_top5).
 
     Args:
         train, test: on several processes, each one's share of the images; all processes find the same.
     """
-    truth, scores = distributed.gather_uneven(test.labels)[:, None], {}
+    truth, scores = distributed.gather_uneven(test.labels)[:, None], dict[str, Score]()
     for name, classes in knn_classes(train, test, votes).items():
         right = (classes == truth) & (truth >= 0)
-        scores[name] = Score(right[:, 0].double(), "image")
+        scores |= accuracies(name, classes[:, 0], truth[:, 0])
         scores[f"{name}_top5"] = Score(right.any(1).double(), "image")
     return scores

@@ -14,12 +14,12 @@ from PIL import Image
 import ssl_zoo
 from ssl_zoo.evaluation.protocol import Picture, Protocol, Quantity, quantity
 from ssl_zoo.evaluation.protocols import find, names
-from ssl_zoo.evaluation.score import Score, difference, finite, number
+from ssl_zoo.evaluation.score import Interval, Score, difference, finite, number
 from ssl_zoo.paths import plain_yaml
 
 PIXELS, BEFORE = "raw pixels", "untrained encoder"   # the columns of a run's table that are not an epoch
-LEGEND = ("± is half of the 95 % interval over test images or episodes, and for `lowshot/` the deviation over draws.\n"
-          "A difference is taken image by image, draw by draw; * marks one larger than half of its 95 % interval.\n")
+LEGEND = ("Brackets hold the 95 % interval over test images or episodes; ± is the deviation over draws.\n"
+          "A difference is taken image by image, draw by draw; * marks one whose 95 % interval excludes 0.\n")
 
 
 class Column(NamedTuple):
@@ -72,7 +72,7 @@ def rows(scores: Mapping[str, Mapping[str, Score]], protocols: Sequence[Protocol
          compare: bool = True) -> list[list[str]]:
     """The cells of a table: a line for each number, a column for each encoder, and its difference from the first one.
 
-    A difference is marked with * where it is larger than half of its 95 % interval, which is taken image by image.
+    A difference is marked with * where its 95 % interval, which is taken image by image, excludes 0.
     """
     encoders = list(scores)
     others = encoders[1:] if compare else []
@@ -92,8 +92,12 @@ def shown(value: float, percent: bool) -> str:
 def cell(score: Score | None, percent: bool) -> str:
     if score is None:
         return "-"
-    spread = f" ± {shown(score.spread, percent)}" if score.spread is not None else ""
+    spread = f" ± {shown(score.deviation, percent)}" if score.deviation is not None else ends(score.interval, percent)
     return shown(score.value, percent) + spread + " %" * percent
+
+
+def ends(interval: Interval | None, percent: bool) -> str:
+    return f" [{shown(interval.low, percent)}, {shown(interval.high, percent)}]" if interval else ""
 
 
 def delta(first: Score | None, other: Score | None, percent: bool) -> str:
@@ -101,9 +105,7 @@ def delta(first: Score | None, other: Score | None, percent: bool) -> str:
         return "-"
     apart, interval = difference(other, first)
     sign = "+" if apart >= 0 else ""
-    if interval is None:
-        return sign + shown(apart, percent)
-    return f"{sign}{shown(apart, percent)} ± {shown(interval, percent)}" + " *" * (abs(apart) > interval)
+    return sign + shown(apart, percent) + ends(interval, percent) + " *" * bool(interval and interval.excludes_zero)
 
 
 def as_text(table: Sequence[Sequence[str]]) -> str:
@@ -119,8 +121,9 @@ def as_markdown(table: Sequence[Sequence[str]]) -> str:
 
 def as_values(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
     """For JSON."""
-    return {name: {"value": finite(score.value), "spread": finite(score.spread), "mean_over": score.of or None,
-                   "count": len(score.units) if score.of else None} for name, score in scores.items()}
+    return {name: {"value": finite(score.value), "interval": score.interval, "deviation": score.deviation,
+                   "mean_over": score.of or None, "count": len(score.units) if score.of else None}
+            for name, score in scores.items()}
 
 
 def differences(scores: Mapping[str, Mapping[str, Score]]) -> list[dict[str, Any]]:
@@ -130,7 +133,7 @@ def differences(scores: Mapping[str, Mapping[str, Score]]) -> list[dict[str, Any
         for name in scores[one].keys() & scores[other].keys():
             apart, interval = difference(scores[other][name], scores[one][name])
             found.append({"score": name, "encoder": other, "over": one, "difference": finite(apart),
-                          "interval": finite(interval), "exceeds": None if interval is None else abs(apart) > interval})
+                          "interval": interval, "exceeds": interval.excludes_zero if interval else None})
     return sorted(found, key=lambda row: (row["over"], row["encoder"], row["score"]))
 
 

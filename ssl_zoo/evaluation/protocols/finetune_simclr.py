@@ -1,5 +1,6 @@
 """finetune_simclr: SimCLR's fine-tuning, on augmented images."""
 
+from ssl_zoo.evaluation.accuracy import OF_UNBALANCED
 from ssl_zoo.evaluation.augmented import FINETUNE, on_images
 from ssl_zoo.evaluation.features import Features
 from ssl_zoo.evaluation.protocol import Context, Measured, Protocol, Quantity
@@ -11,7 +12,7 @@ class FinetuneSimclr(Protocol):
     name = "finetune_simclr"
     quantities = {"finetune_simclr": Quantity(
         "all weights and a linear layer on random resized crops and flips, SGD with Nesterov "
-        "momentum 0.9, lr 0.05, batch 256, 30 epochs (or as many as the name says), cosine")}
+        "momentum 0.9, lr 0.05, batch 256, 30 epochs (or as many as the name says), cosine")} | OF_UNBALANCED
     quick = False
 
     def measure(self, train: Features, test: Features, context: Context) -> Measured:

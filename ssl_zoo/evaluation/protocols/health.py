@@ -27,8 +27,9 @@ class Health(Protocol):
         "health/width": Quantity("how many numbers a feature has", percent=False),
         "health/feature_std": Quantity("deviation of unit features times the root of their width: 1 is even, 0 is "
                                        "collapse", percent=False),
-        "health/rankme": Quantity("effective rank of at most 25,000 features (5,000 during a run or without labels), "
-                                  "from 1 to their width", percent=False),
+        "health/rankme": Quantity("effective rank of at most 25,000 features of the encoder (5,000 during a run or "
+                                  "without labels), where the paper takes the projector's; from 1 to their width",
+                                  percent=False),
         "health/uniformity": Quantity("log of the mean of exp(-2 d²) over pairs of unit features; lower is more even",
                                       percent=False),
         "health/alignment": Quantity("mean d² between unit features of two of SimCLR's views of an image; lower is "

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from ssl_zoo.evaluation.accuracy import OF_UNBALANCED
 from ssl_zoo.evaluation.features import Features
 from ssl_zoo.evaluation.knn import VOTES, knn
 from ssl_zoo.evaluation.protocol import Context, Measured, Protocol, Quantity
@@ -24,7 +25,8 @@ class Knn(Protocol):
 
     name = "knn"
     quantities = {"knn_instdisc": Quantity("200 nearest training images by cosine vote with weight exp(cosine / 0.1)"),
-                  "knn_dino": Quantity("20 nearest (or as many as the name says), weight exp(cosine / 0.07)")}
+                  "knn_dino": Quantity("20 nearest (or as many as the name says), weight exp(cosine / 0.07); files are "
+                                       "resized bilinearly, where DINO's code is bicubic")} | OF_UNBALANCED
     sharded = takes_half = in_bar = True
 
     def __init__(self, votes: Sequence[Name] | None = None):
@@ -34,7 +36,7 @@ class Knn(Protocol):
         chosen = {name: VOTES[name] for name in self.votes or (RUN if context.running else VOTES)}
         scores = knn(train, test, chosen)
         if context.running:
-            return Measured({name: scores[name] for name in chosen})
+            return Measured({name: score for name, score in scores.items() if not name.endswith("_top5")})
         few = [f"{name} has {len(train.x)} neighbours, all training images, instead of {vote.k}"
                for name, vote in chosen.items() if vote.k > len(train.x)]
         return Measured(scores, left_out=few)

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_zoo.evaluation.accuracy import OF_UNBALANCED, accuracies
 from ssl_zoo.evaluation.features import Features
 from ssl_zoo.evaluation.linear import train_head
 from ssl_zoo.evaluation.protocol import Context, Measured, Protocol, Quantity
-from ssl_zoo.evaluation.score import Score
 
 EPOCHS = 90
 
@@ -25,7 +25,7 @@ class LinearCached(Protocol):
     name = "linear_cached"
     quantities = {"linear_cached": Quantity(
         "standardised features, a linear layer, SGD with Nesterov momentum 0.9, lr 0.1, batch 256, 90 epochs (or as "
-        "many as the name says), cosine")}
+        "many as the name says), cosine")} | OF_UNBALANCED
 
     def __init__(self, epochs: int = EPOCHS):
         if epochs < 1:
@@ -39,9 +39,9 @@ class LinearCached(Protocol):
             head = train_head(Features(*(column.clone() for column in train)), classes, epochs=self.epochs)
         self.head = head.state_dict()
         with torch.no_grad():
-            right = (head(test.x).argmax(-1) == test.labels).double()
+            predictions = head(test.x).argmax(-1)
         name = "linear_cached" if self.epochs == EPOCHS else f"linear_cached_{self.epochs}_epochs"
-        return Measured({name: Score(right, "image")})
+        return Measured(accuracies(name, predictions, test.labels))
 
     def state_dict(self) -> dict[str, Any]:
         return {"head": self.head}

@@ -3,6 +3,7 @@
 from functools import partial
 
 from ssl_zoo.evaluation import charts
+from ssl_zoo.evaluation.accuracy import OF_UNBALANCED, accuracies
 from ssl_zoo.evaluation.features import Features
 from ssl_zoo.evaluation.grid import linear_grid
 from ssl_zoo.evaluation.protocol import Context, Measured, Protocol, Quantity
@@ -15,7 +16,7 @@ class LinearGrid(Protocol):
     name = "linear_grid"
     quantities = {"linear_grid": Quantity(
         "24 linear layers (learning rate x weight decay x with and without standardised features), trained together; "
-        "the cross entropy of a tenth of the training part chooses one")}
+        "the cross entropy of a tenth of the training part chooses one")} | OF_UNBALANCED
 
     def measure(self, train: Features, test: Features, context: Context) -> Measured:
         grid = linear_grid(train, test)
@@ -23,5 +24,6 @@ class LinearGrid(Protocol):
                     for cell, loss in grid.losses.items()]
         confusion = partial(charts.confusion_matrix, test.labels, grid.predictions, context.classes,
                             f"{context.name}: linear_grid")
-        return Measured({"linear_grid": grid.score}, {"confusion": lambda: charts.picture(confusion())},
+        scores = accuracies("linear_grid", grid.predictions, test.labels)
+        return Measured(scores, {"confusion": lambda: charts.picture(confusion())},
                         {"linear_grid": {"chosen": grid.cell._asdict(), "held_out": held_out}})
