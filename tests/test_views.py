@@ -1,20 +1,25 @@
 """Views: where each comes from, that nothing but images and key decides it, and that both ways of making it agree."""
 
 import collections
+import io
 import math
+import os
 import random
+import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch._inductor.metrics
 import torchvision.transforms.v2.functional as torchvision
+from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ssl_zoo.views import Augmentation, Canvases, Crops, Key, colour
+from ssl_zoo.views import Augmentation, Canvases, Crops, Key, colour, pipeline
 from ssl_zoo.views.crops import cell_centres
 from ssl_zoo.views.operations import OPERATIONS
 from ssl_zoo.views.pipeline import compiled
@@ -569,3 +574,28 @@ def test_one_pixel_that_is_no_number_among_many_that_are_is_refused():
 def test_a_worker_refuses_what_it_cannot_cut(images):
     with pytest.raises(ValueError, match="a worker cuts crops from at least one image, of uint8 pixels"):
         Augmentation([ViewSpec(size=8)]).cut(images, KEY)
+
+
+@pytest.mark.parametrize(("jitter", "within"), [(0.0, 1.0), (1.0, 3.0)])
+@pytest.mark.parametrize("by_worker", [True, False])
+def test_crops_in_whole_grey_levels_are_as_near_the_exact_ones_as_the_readme_says(by_worker, jitter, within,
+                                                                                  monkeypatch):
+    pack = Path(os.environ.get("SSL_ZOO_DATA", "")) / "imagenet_sample256.tar.gz"
+    if not pack.is_file():
+        pytest.skip("needs photographs: set SSL_ZOO_DATA to a folder with imagenet_sample256.tar.gz")
+    photos = []
+    with tarfile.open(pack) as content:
+        for member in content:
+            if member.name.endswith("JPEG") and len(photos) < 8:
+                photo = Image.open(io.BytesIO(content.extractfile(member).read())).convert("RGB").resize((256, 256))
+                photos.append(torch.from_numpy(np.array(photo)).permute(2, 0, 1).contiguous())
+            elif len(photos) == 8:
+                break
+    augment = Augmentation([ViewSpec(96, interpolation="bicubic", jitter=jitter, strength=1.0)])
+    view, = augment(augment.cut(photos, KEY) if by_worker else torch.stack(photos), KEY)
+    monkeypatch.setattr(pipeline, "BY_PRODUCTS", 96)
+    exact, = augment(torch.stack(photos), KEY)
+    apart = 255 * (view.images - exact.images).abs().flatten()
+    assert apart.kthvalue(round(0.999 * len(apart))).values <= within
+    assert 0.1 < apart.mean() < 0.3
+    assert apart.max() < 12.5
