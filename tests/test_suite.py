@@ -262,7 +262,7 @@ def test_a_part_of_which_nothing_can_be_read_is_refused_in_a_sentence(tmp_path):
     for file in (tmp_path / "images/test").rglob("*.png"):
         file.write_bytes(b"no image")
     images = ready(ImageFolder(str(tmp_path / "images"), evaluation_size=32, workers=0))
-    with pytest.raises(ValueError, match="none of the images can be read"):
+    with pytest.raises(ValueError, match="none of the 8 images can be read"):
         suite.evaluate({"it": encoder()}, images, tmp_path / "out", protocols=["knn"])
 
 

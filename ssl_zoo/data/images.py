@@ -95,7 +95,7 @@ class Images(pl.LightningDataModule):
                 if module.channels != channels:
                     raise ValueError(f"the images have {channels} channel{'s' * (channels > 1)} and the encoder reads "
                                      f"{module.channels}: set --data.channels and --model.encoder.channels alike")
-                module.preprocessing = self.decoder.preprocessing   # for whoever exports it
+                module.preprocessing = self.decoder.preprocessing | self.train.preparation   # for whoever exports it
         if isinstance(augment := getattr(method, "augment", None), Augmentation):
             augment.require_channels(channels)
 

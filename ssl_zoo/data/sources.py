@@ -58,6 +58,8 @@ class Resident:
         labels: [N].
     """
 
+    preparation = {"resize": "none", "crop": "none"}   # before an encoder sees plain images
+
     def __init__(self, images: Tensor, labels: Tensor):
         self.images, self.labels = images, labels
 
@@ -129,6 +131,12 @@ class Files:
         """The same files, read in another way."""
         return type(self)(self.reader, self.names, self.labels, self.size, decoder, self.left_out)
 
+    @property
+    def preparation(self) -> dict[str, str]:
+        """What `centre` does to each image before an encoder sees it, for whoever uses the encoder elsewhere."""
+        return {"resize": f"the short side to {short_side(self.size)} pixels, bilinear, antialiased",
+                "crop": f"the middle {self.size} x {self.size} pixels"}
+
     def read(self, place: int) -> Tensor:
         """One image, uint8 [C, H, W]; raises if it cannot be read."""
         return read_image(self.names[place], self.decoder) if self.reader is None else self.reader(place)
@@ -186,9 +194,12 @@ def some(images: int, wanted: int) -> np.ndarray:
 
 
 def centre(image: Tensor, size: int) -> Tensor:
-    """Crop the middle of a uint8 image [C, H, W] to size x size, as evaluation usually does."""
-    short = round(size * 8 / 7)   # 256 for 224
-    return F.center_crop(F.resize(image, [short], antialias=True), [size, size])
+    """The middle of a uint8 image [C, H, W], size x size: what runs and `ssl-zoo evaluate` show to an encoder."""
+    return F.center_crop(F.resize(image, [short_side(size)], antialias=True), [size, size])
+
+
+def short_side(size: int) -> int:
+    return round(size * 8 / 7)   # 256 for 224
 
 
 class Loader:
