@@ -117,12 +117,7 @@ def own_data(given: str, trusted: Sequence[str] = ()) -> Any:
         given: a checkpoint, or an exported encoder.
         trusted: import paths of classes that are not ssl_zoo's and may be imported.
     """
-    described, config = encoder_files(given)[1], Path(given).absolute().parent.parent / "config.yaml"
-    recipe, source = None, described
-    if given.endswith(".ckpt") and config.is_file():
-        recipe, source = plain_yaml(config), config
-    elif described.is_file():
-        recipe = plain_json(described).get("recipe")
+    recipe, source = own_recipe(given)
     if not isinstance(recipe, dict) or "data" not in recipe:
         raise ValueError(f"nobody knows on which images to evaluate {given}: name them with --data, as in --data "
                          "ImageFolder --data.root my_images")
@@ -140,6 +135,14 @@ def plain_yaml(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not YAML ({str(error).splitlines()[0]}): take the file that a run left") from error
+
+
+def own_recipe(given: str) -> tuple[Any, Path]:
+    """The recipe of the run that left a checkpoint or an exported encoder, None where nobody knows, and its file."""
+    described, config = encoder_files(given)[1], Path(given).absolute().parent.parent / "config.yaml"
+    if given.endswith(".ckpt") and config.is_file():
+        return plain_yaml(config), config
+    return plain_json(described).get("recipe") if described.is_file() else None, described
 
 
 def with_trusted(tree: Any, trusted: Sequence[str], source: str | Path) -> Any:

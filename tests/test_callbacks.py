@@ -688,3 +688,54 @@ def test_a_validation_by_itself_is_no_epoch_of_the_report(tmp_path, data):
 def test_a_protocol_listed_twice_is_refused():
     with pytest.raises(ValueError, match="the protocol knn is listed 2 times, and its scores would overwrite"):
         Evaluation(["knn", "health", Knn(["knn_dino"])])
+
+
+# Where a run is when it is evaluated
+
+def moments(tmp_path, data, **options):
+    """The columns of a run of seven steps an epoch, and its trainer."""
+    report = Report()
+    running = trainer(tmp_path, Evaluation(["nearest_class_mean"]), report, **options)
+    running.fit(simclr(), datamodule=data)
+    return list(report.columns), running
+
+
+@pytest.mark.parametrize(("options", "expected"), [
+    ({"max_epochs": 2, "val_check_interval": 3}, ["step 3", "step 6", "step 10", "step 13"]),
+    ({"max_epochs": 1, "val_check_interval": 0.5}, ["step 3", "step 6"]),
+    ({"max_epochs": 2, "val_check_interval": 7}, ["epoch 1", "epoch 2"]),
+    ({"max_epochs": 2, "val_check_interval": 5, "check_val_every_n_epoch": None}, ["step 5", "step 10"]),
+    ({"max_epochs": 2, "limit_train_batches": 4}, ["epoch 1", "epoch 2"]),
+    ({"max_epochs": 3, "check_val_every_n_epoch": 2}, ["epoch 2", "epoch 3"])])
+def test_a_column_names_the_step_within_an_epoch_and_the_epoch_at_its_end(options, expected, tmp_path, data):
+    found, running = moments(tmp_path, data, **options)
+    assert found == expected
+    assert running.check_val_every_n_epoch == options.get("check_val_every_n_epoch", 1)
+
+
+def test_a_run_that_breaks_off_has_its_own_rhythm_back(tmp_path, data):
+    class Broken(pl.Callback):
+        def on_validation_end(self, *_):
+            raise KeyError("no")
+
+    running = trainer(tmp_path, Report(), Broken(), max_epochs=1, check_val_every_n_epoch=5)
+    with pytest.raises(KeyError):
+        running.fit(simclr(), datamodule=data)
+    assert running.check_val_every_n_epoch == 5
+
+
+def test_a_run_ends_with_its_lines_a_verdict_and_the_whole_table_in_a_file(tmp_path, data, capsys):
+    report = Report(raw_pixels=True)
+    trainer(tmp_path, Evaluation(), report, max_epochs=1, num_sanity_val_steps=-1,
+            logger=TensorBoardLogger(tmp_path)).fit(simclr(), datamodule=data)
+    printed = capsys.readouterr().out
+    lines = [line.split()[0] for line in printed.strip().split("\n\n")[0].splitlines()[1:]]
+    assert lines == ["knn_dino", "linear_cached", "health/rankme", "health/feature_std"]
+    verdict = next(line for line in printed.splitlines() if "points from the untrained encoder" in line)
+    assert verdict.startswith(("learns: ", "level: ", "below: "))
+    whole = next(tmp_path.rglob("report.txt")).read_text()
+    assert "knn_instdisc" in whole
+    assert verdict in whole
+    other = Report()
+    other.load_state_dict(report.state_dict())
+    assert torch.equal(other.before["knn_dino"].units, report.before["knn_dino"].units)

@@ -67,7 +67,7 @@ def test_a_run_leaves_checkpoint_encoder_pictures_report_and_logs(recipe, capsys
     for name in ("checkpoints/last.ckpt", "encoder.safetensors", "encoder.json", "views.png", "neighbours.png",
                  "report.txt", "config.yaml"):
         assert (folder / name).stat().st_size, name
-    for word in ("raw pixels", "untrained encoder", "epoch 2", "knn_instdisc", "linear_cached", "health/rankme",
+    for word in ("raw pixels", "untrained encoder", "epoch 2", "knn_dino", "linear_cached", "health/rankme",
                  str(folder / "encoder.safetensors"), str(folder / "views.png"), "highest of 2 evaluations"):
         assert word in printed, word
     with Image.open(folder / "neighbours.png") as picture:
@@ -102,9 +102,9 @@ def test_export_gives_back_the_encoder_of_the_checkpoint(recipe, capsys):
 
 def test_validate_measures_what_the_run_measured(recipe, capsys):
     folder = fit(recipe)
-    reported = re.search(r"knn_instdisc.* ([\d.]+) %\n", capsys.readouterr().out)[1]
+    reported = re.search(r"knn_dino.* ([\d.]+) %\n", capsys.readouterr().out)[1]
     run(["validate", "--config", str(folder / "config.yaml"), "--ckpt_path", str(folder / "checkpoints/last.ckpt")])
-    validated = re.search(r"knn_instdisc\D+([\d.]+)", capsys.readouterr().out)[1]
+    validated = re.search(r"knn_dino\D+([\d.]+)", capsys.readouterr().out)[1]
     assert float(validated) == pytest.approx(float(reported) / 100, abs=5e-4)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import warnings
 
 import numpy as np
@@ -328,21 +329,73 @@ def units(*values):
 def test_a_table_marks_the_differences_that_exceed_their_interval():
     scores = {"a": {"knn_dino": units(*[0, 1] * 50), "health/rankme": number(3.14159)},
               "b": {"knn_dino": units(*[1, 1] * 50), "linear_grid": units(1, 0)}}
-    table = report.rows(scores, PROTOCOLS)
+    table = report.rows(report.singly(scores), PROTOCOLS)
     assert table[0] == ["", "a", "b", "b - a"]
     assert table[1] == ["knn_dino", "50.0 [40.4, 59.6] %", "100.0 [96.3, 100.0] %", "+50.0 [38.9, 59.1] *"]
     assert table[2] == ["health/rankme", "3.142", "-", "-"]
     assert table[3][1] == "-"
-    assert report.rows({"a": scores["a"], "same": scores["a"]}, PROTOCOLS)[1][3] == "+0.0 [-2.7, 2.7]"
+    assert report.rows(report.singly({"a": scores["a"], "same": scores["a"]}), PROTOCOLS)[1][3] == "+0.0 [-2.7, 2.7]"
     draws = {"a": {"lowshot/1/knn": Score(torch.tensor([0.1, 0.2, 0.3]), "draw")}}
-    assert report.rows(draws, PROTOCOLS)[1] == ["lowshot/1/knn", "20.0 ± 10.0 %"]
+    assert report.rows(report.singly(draws), PROTOCOLS)[1] == ["lowshot/1/knn", "20.0 ± 10.0 %"]
 
 
 def test_text_and_markdown_hold_the_same_cells():
-    table = report.rows({"a": {"knn_dino": units(1, 0)}, "b": {"knn_dino": units(1, 1)}}, PROTOCOLS)
+    table = report.rows(report.singly({"a": {"knn_dino": units(1, 0)}, "b": {"knn_dino": units(1, 1)}}), PROTOCOLS)
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.as_markdown(table).splitlines()]
     assert lines[:1] + lines[2:] == table
     assert len({len(line) for line in report.as_text(table).splitlines()}) == 1
+
+
+def comparison(shares, **known):
+    """A comparison of encoders with so many of 100 images right, and the feature_std of each."""
+    columns = {name: report.Column({"images": {"training": 9, "test": 100}}, {
+        "knn_dino": units(*[1] * right, *[0] * (100 - right)), "knn_dino_10": units(0, 1), "health/feature_std": number(
+            spread)}, [], {}, {}, units(*[1] * 20, *[0] * 80)) for name, (right, spread) in shares.items()}
+    return report.Comparison(PROTOCOLS, columns, {}, **known)
+
+
+def test_seeds_share_a_column_and_a_star_between_recipes_exceeds_their_spread_too():
+    found = comparison({"x/0": (70, 0.5), "y/0": (80, 0.5), "x/1": (90, 0.5), "y/1": (81, 0.7)},
+                       seeds={"x, 2 seeds": ["x/0", "x/1"], "y, 2 seeds": ["y/0", "y/1"]})
+    table = report.rows(found.samples, PROTOCOLS)
+    assert table[0] == ["", "x, 2 seeds", "y, 2 seeds", "y, 2 seeds - x, 2 seeds"]
+    assert table[1][:3] == ["knn_dino", "80.0 ± 14.1 %", "80.5 ± 0.7 %"]
+    assert "*" not in table[1][3]
+    assert "over seeds where a column has several" in report.legend(found.samples)
+    assert "* " in report.rows(report.singly(found.scores), PROTOCOLS)[1][5] + " "       # of two files it would be
+
+
+def test_of_seeds_that_were_not_measured_the_column_and_the_cell_say_so():
+    found = comparison({"x/0": (70, 0.5), "x/1": (90, 0.5)}, seeds={"x, 3 seeds": ["x/0", "x/1", "x/2"]})
+    del found.columns["x/1"].scores["knn_dino"]
+    table = report.rows(found.samples, PROTOCOLS)
+    assert table[0][1] == "x, 3 seeds (1 not measured)"
+    assert table[1][1] == "70.0 [60.4, 78.1] % (1 of 2 seeds)"
+    one = comparison({"x/0": (70, 0.5)}, seeds={"x, 3 seeds": ["x/0", "x/1", "x/2"]})
+    assert list(one.samples) == ["x/0"]
+
+
+def test_the_legend_names_the_baseline_and_what_a_star_of_two_files_says():
+    said = report.legend(comparison({"a": (70, 0.5), "b": (80, 0.5)}).samples)
+    assert "Differences are from a," in said
+    assert "speaks for these files alone" in said
+    assert "Differences" not in report.legend(comparison({"a": (70, 0.5)}).samples)
+
+
+def test_verdicts_are_against_an_untrained_encoder_that_is_given_or_against_guessing():
+    found = comparison({"a": (70, 0.5), "b": (24, 0.5), "c": (70, 0.01)})
+    assert {name: one.word for name, one in found.verdicts.items()} == {"a": "above", "b": "level", "c": "collapsed"}
+    assert "guessing the commonest class, 20.0 %" in found.verdicts["a"].reason
+    found = comparison({"a": (70, 0.5), "resnet18, untrained": (69, 0.5)}, untrained=["resnet18, untrained"])
+    assert {name: one.word for name, one in found.verdicts.items()} == {"a": "level"}
+    assert "points from resnet18, untrained, 69.0 %" in found.verdicts["a"].reason
+
+
+def test_the_screen_has_the_lines_that_matter_or_those_of_the_protocols_that_were_named():
+    found = comparison({"a": (70, 0.5)})._replace(said=["b is no seed"])
+    lines = [line.split()[0] for line in report.printed(found).splitlines() if line]
+    assert lines == ["a", "knn_dino", "health/feature_std", "Brackets", "a", "b"]
+    assert "knn_dino_10 " in report.printed(found, everything=True)
 
 
 # The command
@@ -354,6 +407,30 @@ def exported(tmp_path):
     return export
 
 
+def test_versions_of_one_recipe_are_measured_as_its_seeds_and_the_reports_have_every_file(exported, arrays, tmp_path,
+                                                                                          capsys):
+    recipes = [{"seed_everything": seed, "model": {"temperature": 0.2}} for seed in range(2)]
+    files = [exported(f"runs/x/version_{seed}/encoder", seed, recipe) for seed, recipe in enumerate(recipes)]
+    other = exported("runs/x/version_2/encoder", 2, {"seed_everything": 0, "model": {"temperature": 0.5}})
+    run(["evaluate", *files, other, "--data", "ArrayImages", "--data.path", str(arrays), "--output",
+         str(tmp_path / "out"), "--protocols", "nearest_class_mean", "health"])
+    printed = capsys.readouterr().out
+    assert re.split("  +", printed.splitlines()[0])[1:] == ["x, 2 seeds", "x/version_2", "x/version_2 - x, 2 seeds"]
+    assert "x/version_2 and x/version_0 are not seeds of one recipe: they differ in model.temperature" in printed
+    assert re.search(r"nearest_class_mean +\d+\.\d ± \d+\.\d %  +\d+\.\d \[", printed)
+    assert re.search(r"^x, 2 seeds (above|level|below): nearest_class_mean .* points from guessing", printed, re.M)
+    folder = tmp_path / "out" / "version_0"
+    left = json.loads((folder / "report.json").read_text())
+    assert left["encoders"].keys() == {"x/version_0", "x/version_1", "x/version_2"}
+    assert left["seeds"]["encoders"] == {"x, 2 seeds": ["x/version_0", "x/version_1"]}
+    values = [left["encoders"][f"x/version_{n}"]["scores"]["nearest_class_mean"]["value"] for n in (0, 1)]
+    assert left["seeds"]["scores"]["x, 2 seeds"]["nearest_class_mean"]["value"] == pytest.approx(np.mean(values))
+    assert {row["encoder"] for row in left["seeds"]["differences"]} == {"x/version_2"}
+    text = (folder / "report.md").read_text()
+    assert "x/version_1" in text.partition("## Each file")[2].splitlines()[2]
+    assert "not seeds of one recipe" in text.partition("## Left out")[2]
+
+
 def test_the_command_measures_two_encoders_and_prints_one_table(exported, arrays, tmp_path, capsys):
     run(["evaluate", exported("one", 0), exported("two", 1), "--data", "ArrayImages", "--data.path", str(arrays),
          "--output", str(tmp_path / "out"), "--protocols", "knn", "logistic"])
@@ -361,7 +438,7 @@ def test_the_command_measures_two_encoders_and_prints_one_table(exported, arrays
     assert "one" in printed.splitlines()[0]
     assert "two - " in printed.splitlines()[0]
     assert "logistic" in printed
-    assert "marks one whose 95 % interval excludes 0" in printed
+    assert "* marks one that excludes 0" in printed
     assert str(tmp_path / "out" / "version_0" / "report.md") in printed
     before = (tmp_path / "out" / "version_0" / "report.json").read_text()
     run(["evaluate", exported("one", 0), "--data", "ArrayImages", "--data.path", str(arrays),

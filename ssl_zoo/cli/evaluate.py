@@ -8,7 +8,7 @@ from typing import Any
 
 from ssl_zoo.cli.messages import TRUST, Options
 from ssl_zoo.evaluation import protocols
-from ssl_zoo.paths import check_encoder, mapping, name_and_weights, own_data
+from ssl_zoo.paths import check_encoder, mapping, name_and_weights, own_data, own_recipe
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -92,10 +92,14 @@ def measure(options: Namespace, about_images: Sequence[str], recorded: dict[str,
     from ssl_zoo.checkpoints import read_encoder
     from ssl_zoo.evaluation import suite
     from ssl_zoo.evaluation.report import printed
+    from ssl_zoo.evaluation.seeds import Origin
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"there is no {device} on this machine: leave --device out")
-    found = {name_of(given, options.encoders): read_encoder(given, options.trust) for given in options.encoders}
+    names = {name_of(given, options.encoders): given for given in options.encoders}
+    found = {name: read_encoder(given, options.trust) for name, given in names.items()}
+    origins = {name: Origin(Path(given), None if is_untrained(given) else own_recipe(given)[0], is_untrained(given))
+               for name, given in names.items()}
     images = (read_images(about_images) if about_images else
               recorded_images(recorded, options.encoders[0], options.trust))
     images.prepare_data()
@@ -104,11 +108,17 @@ def measure(options: Namespace, about_images: Sequence[str], recorded: dict[str,
     folder = next(version for version in versions if not version.exists())
     measured = suite.evaluate({name: encoder.to(device) for name, encoder in found.items()}, images, folder,
                               protocols=options.protocols, features=options.output / "features", dense=options.dense,
-                              epochs=options.epochs, half=options.half)
-    print(printed(measured), end="")
+                              epochs=options.epochs, half=options.half, origins=origins)
+    print(printed(measured, everything=options.protocols is not None), end="")
     if measured.unwritten:
         raise OSError(measured.unwritten)
-    print(folder / "report.md")
+    print(f"the whole table: {folder / 'report.md'}")
+
+
+def is_untrained(given: str) -> bool:
+    """Whether this is a model of torchvision or timm by its name alone."""
+    name, weights = name_and_weights(given)
+    return not weights and len(Path(name).parts) == 1 and not Path(name).suffix
 
 
 def name_of(given: str, others: Sequence[str]) -> str:
@@ -119,6 +129,6 @@ def name_of(given: str, others: Sequence[str]) -> str:
         generic = ("checkpoints", "encoder", "last", "runs", "/")
         parts = [part for part in path.with_suffix("").parts if part not in generic]
         if len(path.parts) == 1 and not path.suffix:
-            return name if weights else f"{name}, untrained"
+            return f"{name}, untrained" if is_untrained(one) else name
         return "/".join(parts[-2:]) or name
     return short(given) if [short(other) for other in others].count(short(given)) <= 1 else given

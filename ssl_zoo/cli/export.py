@@ -17,7 +17,7 @@ def export(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     checkpoint = check_whole(options.checkpoint)
     from ssl_zoo.checkpoints import load_method, read_checkpoint
-    from ssl_zoo.evaluation.report import epoch, whole_recipe
+    from ssl_zoo.evaluation.report import metrics, whole_recipe
     from ssl_zoo.export import save_encoder
     method, content = load_method(checkpoint, options.trust), read_checkpoint(checkpoint)
     states = content.get("callbacks", {}).values()           # none where only the weights were saved
@@ -25,4 +25,4 @@ def export(arguments: Sequence[str]) -> None:
                        {"columns": {}, "size": None})
     print(save_encoder(method.evaluated, options.output or checkpoint.with_suffix(".safetensors"), size=report["size"],
                        recipe=whole_recipe(checkpoint.resolve().parents[1], method),
-                       metrics=report["columns"].get(epoch(content["epoch"] + 1), {})))
+                       metrics=dict(metrics(report["columns"], content["epoch"] + 1, content["global_step"]))))

@@ -19,10 +19,14 @@ from ssl_zoo.evaluation.features import Features, Pass, no_accuracy, not_finite
 from ssl_zoo.evaluation.health import Distribution, similarities
 from ssl_zoo.evaluation.protocol import Context, Measured, Picture, Protocol
 from ssl_zoo.evaluation.protocols import find
+from ssl_zoo.evaluation.score import Score
+from ssl_zoo.evaluation.verdict import judge
 from ssl_zoo.export import save_encoder
 from ssl_zoo.losses import unit
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.pictures import publish
+
+DEFAULT = ("knn", "linear_cached", "health", "neighbours")
 
 
 class Evaluation(pl.Callback):
@@ -36,7 +40,8 @@ class Evaluation(pl.Callback):
             own. Protocols that train on images are for ssl-zoo evaluate alone.
     """
 
-    def __init__(self, protocols: Sequence[str | Protocol] = ("knn", "linear_cached", "health", "neighbours")):
+    def __init__(self, protocols: Sequence[str | Protocol] = DEFAULT):
+        self.named = tuple(protocols) != DEFAULT
         self.protocols = [find(one) if isinstance(one, str) else one for one in protocols]
         names = [protocol.name for protocol in self.protocols]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -47,6 +52,7 @@ class Evaluation(pl.Callback):
                 raise ValueError(f"{protocol.name} takes too long for a run: leave it out, and measure the exported "
                                  f"encoder with ssl-zoo evaluate --protocols {protocol.name}")
         self.latest: dict[str, float] = {}
+        self.scores: dict[str, Score] = {}       # those of `latest`, with what they are means of
         self.features = Pass()
         self.pictures: dict[str, Picture] = {}   # of this validation, not yet drawn
         self.said: set[str] = set()              # sentences on what was left out; each is said once
@@ -66,7 +72,7 @@ class Evaluation(pl.Callback):
             self.features.add(dataloader_idx, batch_idx, Features(outputs, batch.labels, batch.index))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.latest = {}
+        self.latest, self.scores = {}, {}
         if not self.protocols:
             return
         self.features.shares()
@@ -75,8 +81,8 @@ class Evaluation(pl.Callback):
             return
         for protocol, found in self.measure(self.features, context(trainer, pl_module)):
             for name, score in found.scores.items():          # every process measured the same
-                self.latest[name] = score.value
-                pl_module.log(name, score.value, prog_bar=protocol.in_bar, rank_zero_only=True)
+                self.latest[name], self.scores[name] = score.value, score
+                pl_module.log(name, score.value, prog_bar=protocol.in_bar and "/" not in name, rank_zero_only=True)
             self.pictures.update(found.pictures)
             for sentence in found.left_out:
                 self.say(sentence)
@@ -127,9 +133,15 @@ def evaluations(trainer: pl.Trainer) -> list[Evaluation]:
 def context(trainer: pl.Trainer, method: pl.LightningModule) -> Context:
     """What protocols may look at during a run."""
     datamodule: Any = trainer.datamodule                 # type: ignore[attr-defined]
-    name = "untrained encoder" if trainer.sanity_checking else f"epoch {trainer.current_epoch + 1}"
-    name = name if trainer.state.fn == "fit" else "encoder"      # Lightning restores no epoch where it only validates
+    name = moment(trainer) if trainer.state.fn == "fit" else "encoder"   # a validation alone restores no epoch
     return Context(name, getattr(datamodule, "classes", []), partial(image, trainer.val_dataloaders), running=True)
+
+
+def moment(trainer: pl.Trainer) -> str:
+    """How far the encoder is that is evaluated now: untrained, after an epoch, or after a step within one."""
+    if trainer.sanity_checking:
+        return report.BEFORE
+    return report.epoch(trainer.current_epoch + 1) if trainer.is_last_batch else report.step(trainer.global_step)
 
 
 def image(loaders: Any, part: int, place: int) -> Tensor:
@@ -168,10 +180,21 @@ class Report(pl.Callback):
         self.columns: dict[str, dict[str, float]] = {}
         self.pixels = Pass()
         self.size: int | None = None
+        self.before: dict[str, Score] = {}   # of the untrained encoder, the score that decides whether it learns
+        self.last: dict[str, Score] = {}     # of the last evaluation
+        self.rhythm: int | None = None       # the recipe's, of evaluations
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch + 1 == trainer.max_epochs and trainer.check_val_every_n_epoch:
-            trainer.check_val_every_n_epoch = 1   # the last epoch is evaluated, whatever the recipe's rhythm
+            # the last epoch is evaluated, whatever the recipe's rhythm
+            self.rhythm, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch, 1
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.rhythm is not None:
+            trainer.check_val_every_n_epoch, self.rhythm = self.rhythm, None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.on_train_end(trainer, pl_module)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch,
                                 batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -188,8 +211,11 @@ class Report(pl.Callback):
         if self.pixels.shares():
             self.columns[report.PIXELS] = of_pixels(found, self.pixels)
             self.pixels = Pass()
-        name = report.BEFORE if trainer.sanity_checking else report.epoch(trainer.current_epoch + 1)
-        self.columns[name] = {score: value for one in found for score, value in one.latest.items()}
+        scores = {name: score for one in found for name, score in one.scores.items()}
+        self.columns[moment(trainer)] = {name: score.value for name, score in scores.items()}
+        self.last = scores
+        if trainer.sanity_checking:
+            self.before = {name: score for name, score in scores.items() if name == judge(scores)}
 
     def of_untrained(self, trainer: pl.Trainer) -> bool:
         """Whether this evaluation is the first, and of all images: `num_sanity_val_steps` is -1, which becomes inf."""
@@ -203,26 +229,29 @@ class Report(pl.Callback):
         folder = run_folder(trainer)
         if not trainer.is_global_zero or folder is None or not trainer.global_step:
             return
-        now = report.epoch(trainer.current_epoch)
-        metrics = self.columns.get(now, {})   # an earlier epoch's are not this one's
+        metrics = dict(report.metrics(self.columns, trainer.current_epoch, trainer.global_step))
         path = save_encoder(pl_module.evaluated, folder / "encoder", size=self.size, metrics=metrics,
                             recipe=report.whole_recipe(folder, pl_module))
-        text = report.run_table(self.columns, [one for found in evaluations(trainer) for one in found.protocols])
-        (folder / "report.txt").write_text(text)
-        left = {"checkpoints": folder / "checkpoints", "exported encoder": path,
+        protocols = [one for found in evaluations(trainer) for one in found.protocols]
+        said = f"\n{report.run_verdict(self.columns, self.last, self.before)}\n" * bool(metrics and self.last)
+        (folder / "report.txt").write_text(report.run_table(self.columns, protocols) + said)
+        only = () if any(found.named for found in evaluations(trainer)) else report.SHOWN
+        left = {"whole table": folder / "report.txt", "checkpoints": folder / "checkpoints", "exported encoder": path,
                 "augmented views": folder / "views.png", "nearest neighbours": folder / "neighbours.png"}
         if isinstance(trainer.logger, TensorBoardLogger):
             left["TensorBoard"] = folder
-        print("\n" + text)
+        print("\n" + report.run_table(self.columns, protocols, only) + said)
         if not metrics:
-            print(f"{now} was not evaluated: ssl-zoo evaluate {path}\n")
+            print(f"{report.epoch(trainer.current_epoch)} was not evaluated: ssl-zoo evaluate {path}\n")
         print("\n".join(f"{name:20}{place}" for name, place in left.items() if place.exists()))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"columns": self.columns, "size": self.size}
+        return {"columns": self.columns, "size": self.size,
+                "before": {name: list(score) for name, score in self.before.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.columns, self.size = state_dict["columns"], state_dict["size"]
+        self.before = {name: Score(*parts) for name, parts in state_dict.get("before", {}).items()}
 
 
 def of_pixels(found: Sequence[Evaluation], pixels: Pass) -> dict[str, float]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ssl_zoo.losses import unit
 
+COLLAPSED_STD, COLLAPSED_RANK = 0.02, 1.2   # below; untrained encoders have 0.1 and 28 or more on photographs
 BINS = 100      # of a histogram of cosines, from -1 to 1
 EDGES = torch.linspace(-1, 1, BINS + 1)
 

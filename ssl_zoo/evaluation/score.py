@@ -72,13 +72,16 @@ def difference(one: Score, other: Score) -> tuple[float, Interval | None]:
     Scores of other images or classes have none.
     """
     apart = one.value - other.value
-    if not one.of or one.of != other.of or len(one.units) != len(other.units) or not same_classes(one, other):
+    if not comparable(one, other):
         return apart, None
     units = one._replace(units=one.units - other.units)
     return apart, combined([(each.mean().item(), of_difference(each)) for each in units.by_class])
 
 
-def same_classes(one: Score, other: Score) -> bool:
+def comparable(one: Score, other: Score) -> bool:
+    """Whether both are means over the same units, and of the same classes where these count."""
+    if not one.of or one.of != other.of or len(one.units) != len(other.units):
+        return False
     if one.classes is None or other.classes is None:
         return one.classes is other.classes
     return torch.equal(one.classes, other.classes)

@@ -16,12 +16,14 @@ from ssl_zoo.data.sources import Files, Loader, Resident, some
 from ssl_zoo.distributed import Key
 from ssl_zoo.encoders import Encoder, check_size
 from ssl_zoo.evaluation import charts, report
+from ssl_zoo.evaluation.accuracy import guess
 from ssl_zoo.evaluation.cache import cached, extract
 from ssl_zoo.evaluation.features import Features, no_accuracy, require_finite
 from ssl_zoo.evaluation.protocol import Context, Protocol
 from ssl_zoo.evaluation.protocols import find, names
 from ssl_zoo.evaluation.protocols.linear_dense import LinearDense
 from ssl_zoo.evaluation.report import Column, Comparison
+from ssl_zoo.evaluation.seeds import Origin, groups
 from ssl_zoo.export import fingerprint
 from ssl_zoo.views import Augmentation, ViewSpec
 from ssl_zoo.views.specs import PRESETS
@@ -35,7 +37,7 @@ BATCH = 256
 
 def evaluate(encoders: Mapping[str, Encoder], data: "Images", folder: Path, *,
              protocols: Sequence[str | Protocol] | None = None, features: Path | None = None, dense: Path | None = None,
-             epochs: int | None = None, half: bool = False) -> Comparison:
+             epochs: int | None = None, half: bool = False, origins: Mapping[str, Origin] | None = None) -> Comparison:
     """Measure encoders on one data set, and leave report.json, report.md and pictures in `folder`.
 
     The report is written after each encoder, so that nothing is lost if a later one fails.
@@ -48,13 +50,14 @@ def evaluate(encoders: Mapping[str, Encoder], data: "Images", folder: Path, *,
         dense: folder in Pascal VOC's layout, for linear_dense.
         epochs: of linear_simclr and finetune_simclr, whose scores then say so.
         half: keep the features in float16.
+        origins: where they come from: seeds of one recipe share a column, untrained ones are the others' yardstick.
     """
     chosen = choose(protocols, dense)
     make(folder)                                     # what is impossible is said before hours of work
     taken = Source(data, data.val_dataloader(), features or folder / "features", half)
     about = {"class": type(data).__name__, "classes": data.classes, "fingerprints": taken.fingerprints,
              "understood": data.summary.splitlines()}
-    known, pictures = Comparison(chosen, {}, {}), []
+    known, pictures = nothing_yet(chosen, origins or {}), []
     for name, encoder in encoders.items():
         try:
             column = known.columns[name] = measure(name, encoder, taken, chosen, epochs)
@@ -72,6 +75,13 @@ def evaluate(encoders: Mapping[str, Encoder], data: "Images", folder: Path, *,
     if not known.columns:
         raise ValueError("; ".join(known.failed.values()))
     return known
+
+
+def nothing_yet(chosen: Sequence[Protocol], origins: Mapping[str, Origin]) -> Comparison:
+    """What is known before the first encoder is measured."""
+    seeds, said = groups(origins)
+    untrained = [name for name, origin in origins.items() if origin.untrained]
+    return Comparison(chosen, {}, {}, seeds=seeds, untrained=untrained, said=said)
 
 
 def make(folder: Path) -> None:
@@ -115,6 +125,8 @@ def measure(name: str, encoder: Encoder, source: "Source", protocols: Sequence[P
         column.notes.update(found.notes)
         column.left_out.extend(found.left_out)
     test = parts[-1]
+    if not lacking:
+        column = column._replace(guess=guess(test.labels))
     column.pictures["feature_map"] = lambda: charts.picture(
         charts.feature_map(test.x, test.labels, source.data.classes, name))
     return column

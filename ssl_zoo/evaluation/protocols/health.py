@@ -9,7 +9,16 @@ from ssl_zoo import distributed
 from ssl_zoo.data.sources import some
 from ssl_zoo.evaluation import charts
 from ssl_zoo.evaluation.features import Features
-from ssl_zoo.evaluation.health import EDGES, alignment, feature_std, rankme, similarities, tolerance, uniformity
+from ssl_zoo.evaluation.health import (
+    COLLAPSED_STD,
+    EDGES,
+    alignment,
+    feature_std,
+    rankme,
+    similarities,
+    tolerance,
+    uniformity,
+)
 from ssl_zoo.evaluation.protocol import Context, Measured, Protocol, Quantity
 from ssl_zoo.evaluation.score import Score, number
 
@@ -80,7 +89,7 @@ def nearness(one: Tensor, two: Tensor, name: str) -> Measured:
 
 
 def warn_of_collapse(deviation: float) -> None:
-    if deviation < 0.02 and not distributed.rank():
+    if deviation < COLLAPSED_STD and not distributed.rank():
         warnings.warn(f"the features of all images are nearly the same (feature_std {deviation:.3f}, where 1 is "
                       "healthy): the encoder has collapsed; try a lower learning rate, a larger batch or stronger "
                       "augmentation", stacklevel=2)
