@@ -20,7 +20,7 @@ from ssl_zoo.evaluation.protocols.health import Health
 from ssl_zoo.evaluation.protocols.knn import Knn
 from ssl_zoo.evaluation.protocols.linear_cached import LinearCached
 from ssl_zoo.evaluation.protocols.neighbours import Neighbours
-from ssl_zoo.evaluation.report import highest
+from ssl_zoo.evaluation.report import highest, metrics
 from ssl_zoo.pictures import INK, PAPER, TILE, WRONG, Tile, publish, resized, sheet, shorten, to_tensor
 from tests.conftest import measured, simclr, trainer
 from tests.processes import PROCESSES
@@ -402,6 +402,13 @@ def test_the_best_epoch_is_named_apart_from_the_last_and_is_never_the_untrained_
     for protocols in ([], [Knn()]):                                       # those that the run no longer has are known
         assert highest(columns, protocols).endswith("no result: knn_dino 62.5 % (epoch 2), logistic 25.0 % (epoch 2)\n")
         assert highest(columns, protocols).startswith("\nhighest of 3 evaluations, chosen by the test part")
+
+
+def test_the_metrics_of_a_moment_are_of_its_step_or_of_the_epoch_that_ends_there():
+    columns = {"step 3": {"knn_dino": 0.3}, "epoch 1": {"knn_dino": 0.5}}
+    assert metrics(columns, 1, 3) == {"knn_dino": 0.3}
+    assert metrics(columns, 1, 7) == {"knn_dino": 0.5}
+    assert metrics(columns, 2, 9) == {}
 
 
 @pytest.mark.parametrize("columns", [{}, {"untrained encoder": {"logistic": 0.1}, "epoch 9": {"logistic": 0.2}},
