@@ -214,13 +214,14 @@ def test_stray_pictures_train_and_are_neither_held_out_nor_evaluated(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["beside", "inside"])
-def test_a_file_of_labels_is_found_in_the_current_folder_or_beside_the_images(where, tmp_path, monkeypatch):
+def test_a_file_of_labels_is_found_in_the_current_folder_or_beside_the_images(where, tmp_path, monkeypatch, capsys):
     root = folder(tmp_path / "set", one=3, two=3)
     rows = [f"{name}/{i}.png,{10 - i}" for name in ("one", "two") for i in range(3)]
     ((root if where == "inside" else tmp_path) / "labels.csv").write_text("\n".join(rows))
     monkeypatch.chdir(tmp_path)
     data = ready(ImageFolder("set", labels="labels.csv", held_out=0.5))
     assert data.classes == ["8", "9", "10"]
+    assert capsys.readouterr().err.endswith("left out: nothing\n")
     for part in (data.train, data.test):
         assert [data.classes[label] for label in part.labels] == [str(10 - int(name[-5])) for name in part.names]
 
@@ -250,7 +251,7 @@ def test_the_command_line_says_whether_folders_are_classes(word, classes, tmp_pa
     for place in ("one/good", "one/bad", "two/good", "two/bad"):
         folder(tmp_path / "set" / place.split("/")[0], **{place.split("/")[1]: 2})
     options = ["--data", "ImageFolder", "--data.root", str(tmp_path / "set"), "--data.labelled", word]
-    assert read_images(options).classes == classes
+    assert ready(read_images(options)).classes == classes
 
 
 def test_a_run_and_an_evaluation_measure_the_images_that_have_a_label(tmp_path):

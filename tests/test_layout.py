@@ -354,6 +354,16 @@ def test_links_to_folders_are_followed_once_and_loops_end(tree, tmp_path):
                         "links that lead nowhere: real/lost"]
 
 
+def test_an_image_that_links_bring_into_both_parts_is_said(tree):
+    root = tree("all/3 train/cat/1 train/dog/1 val/cat/1 val/dog/1")
+    for i, places in enumerate((["train/cat/a.jpg", "val/cat/b.jpg"], ["train/dog/a.jpg"], ["val/dog/b.jpg"])):
+        for place in places:
+            (root / place).symlink_to(root / "all" / f"{i}.jpg")
+    train, test, _, notes, left_out = read(root)
+    assert (train, test) == ({"cat": 2, "dog": 2}, {"cat": 2, "dog": 2})
+    assert (notes, left_out) == (["1 image in both parts, by links"], ["all (3 images)"])
+
+
 def test_a_root_may_be_a_link(tree, tmp_path):
     (tmp_path / "link").symlink_to(tree("cat/3 dog/2"))
     assert parts(tmp_path / "link")[0] == {"cat": 3, "dog": 2}

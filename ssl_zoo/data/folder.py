@@ -87,8 +87,9 @@ class ImageFolder(Images):
         root = Path(self.root).expanduser()
         if not root.is_dir():
             raise FileNotFoundError(f"no folder of images at {root.absolute()}; give another --data.root")
-        rows = None if self.labels is None else read_rows(beside(root, self.labels))
-        layout = understand(root, SUFFIXES, self.folders, rows)
+        label_file = None if self.labels is None else beside(root, self.labels)
+        rows = None if label_file is None else read_rows(label_file)
+        layout = understand(root, SUFFIXES, self.folders, rows, label_file)
         names = {name for name in layout.train.classes if name is not None}
         classes = sorted(names) if rows is None else in_order(names)
         train = self.files(layout.train, classes)

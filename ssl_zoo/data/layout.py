@@ -3,6 +3,7 @@
 No image is opened, and what is not used is named: a wrong guess that is said costs a minute, an unsaid one a training.
 """
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -48,7 +49,7 @@ class Layout(NamedTuple):
 
 
 def understand(root: Path, suffixes: Collection[str], labelled: Labelled = "auto",
-               labels: Sequence[Row] | None = None) -> Layout:
+               labels: Sequence[Row] | None = None, label_file: Path | None = None) -> Layout:
     """Find the images below a folder, and tell its training and test part and their classes.
 
     Args:
@@ -56,11 +57,12 @@ def understand(root: Path, suffixes: Collection[str], labelled: Labelled = "auto
         labelled: whether folders are classes. "auto" takes those of the first level, or of the second where they repeat
             in those of the first; True takes the first level and wants two; False takes none.
         labels: names of images with their classes, in place of the folders.
+        label_file: where they are from.
 
     Raises:
         ValueError: there are no images, or no part to train on, or no classes although `labelled` is True.
     """
-    pictures, passed = scan(root, suffixes)
+    pictures, passed = scan(root, suffixes, label_file)
     if not pictures:
         raise ValueError(f"no images in {root.absolute()}: looked for {', '.join(sorted(suffixes))} in it and below" +
                          "".join(f"; {said}" for said in passed.sentences()))
@@ -79,6 +81,8 @@ def understand(root: Path, suffixes: Collection[str], labelled: Labelled = "auto
                              "give a file of labels, or set labelled to false or auto")
     classes = {known[picture.path] for picture in train if picture.path in known}
     test_name, test = reading.test(tests, known, classes)
+    if passed.linked and (both := files_of(train) & files_of(test)):
+        reading.notes.append(f"{counted(len(both), 'image')} in both parts, by links")
     return Layout(root / inside, part(train, known), part(test, known) if test else None, test_name, reading.notes,
                   reading.left_out + passed.sentences())
 
@@ -297,6 +301,11 @@ def stepped(pictures: Iterable[Picture]) -> list[Picture]:
 def at(level: int, pictures: Iterable[Picture]) -> dict[Path, str]:
     """The folder of each image at a level, 0 the first; images in no folder of that level are left out."""
     return {picture.path: picture.below[level] for picture in pictures if len(picture.below) > level}
+
+
+def files_of(pictures: Iterable[Picture]) -> set[str]:
+    """The files that the images are, whatever links lead to them."""
+    return {os.path.realpath(picture.path) for picture in pictures}
 
 
 def part(pictures: Iterable[Picture], known: Mapping[Path, str]) -> Part:

@@ -29,6 +29,7 @@ class Passed(NamedTuple):
     broken: list[str]     # links that lead nowhere
     empty: list[str]      # folders in which there is no image, nor below
     others: Counter[str]  # files by their suffix
+    linked: set[Path]     # images that are links
 
     def sentences(self) -> list[str]:
         kinds = {"hidden or of the system": self.hidden, "pictures of runs": self.runs,
@@ -40,7 +41,7 @@ class Passed(NamedTuple):
         return [*said, f"files of other kinds: {listed}"] if others else said
 
 
-def scan(root: Path, suffixes: Collection[str]) -> tuple[list[Picture], Passed]:
+def scan(root: Path, suffixes: Collection[str], besides: Path | None = None) -> tuple[list[Picture], Passed]:
     """Find the images in a folder and below it, in the order of their paths, and what was passed over.
 
     Links are followed, each folder is visited once, so that loops end; where a folder can be reached by a link and
@@ -48,9 +49,10 @@ def scan(root: Path, suffixes: Collection[str]) -> tuple[list[Picture], Passed]:
 
     Args:
         suffixes: of images, in lower case with their dot.
+        besides: a file that is no image and not passed over either.
     """
     found: list[Picture] = []
-    passed = Passed([], [], [], [], [], [], Counter())
+    passed = Passed([], [], [], [], [], [], Counter(), set())
     seen: set[tuple[int, int]] = set()
     visited: list[tuple[str, ...]] = []
     folders: list[tuple[Path, tuple[str, ...]]] = [(root, ())]
@@ -71,7 +73,8 @@ def scan(root: Path, suffixes: Collection[str]) -> tuple[list[Picture], Passed]:
                 passed.broken.append("/".join((*below, entry.name)))
             elif suffix in suffixes:
                 found.append(Picture(folder / entry.name, below))
-            else:
+                passed.linked.update([found[-1].path] if entry.is_symlink() else [])
+            elif besides is None or not (folder / entry.name).samefile(besides):
                 passed.others[suffix or entry.name] += 1
     passed.hidden[:] = [name for name in passed.hidden if name.endswith("/") or suffix_of(name) in suffixes]
     passed.empty.extend(empty(visited, [picture.below for picture in found], [*passed.runs, *passed.closed]))
