@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_zoo import distributed
+from ssl_zoo.blocks import Products
 
 Reduction = Literal["mean", "sum", "none"]
 Contrast = Literal["info_nce", "decoupled", "weighted_decoupled"]
@@ -59,7 +60,7 @@ def unit(z: Tensor) -> Tensor:
 
 
 @full_precision
-def batch_similarities(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+def batch_similarities(z1: Tensor, z2: Tensor) -> tuple[Tensor, Products]:
     """The cosines of each row of two views with its positive, and with the rows of all other images on any process.
 
     Args:
@@ -67,24 +68,22 @@ def batch_similarities(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         The positives [2B], those of `z1` first, and the negatives [2B, 2N], where N counts the images of all processes
-        and -inf stands where a row would meet itself or its positive.
+        and a row itself and its positive are left out. They become a matrix where `contrast` or you ask for one.
     """
     return batch_products(F.normalize(z1, dim=-1), F.normalize(z2, dim=-1))
 
 
 @full_precision
-def batch_products(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+def batch_products(z1: Tensor, z2: Tensor) -> tuple[Tensor, Products]:
     """Like `batch_similarities`, with scalar products in place of cosines."""
-    z = torch.stack([z1, z2])                                                # [2, B, D]
-    batch = z.shape[1]
-    keys = distributed.gather(z.transpose(0, 1).contiguous())                # [N, 2, D]
-    keys = keys.transpose(0, 1).flatten(0, 1)                                # [2N, D]: all first views, then all second
-    products = z.flatten(0, 1) @ keys.T                                      # [2B, 2N]
-    first = torch.arange(batch, device=z.device) + batch * distributed.rank()
+    rows = keys = torch.cat([z1, z2])                                        # [2B, D]
+    if distributed.world_size() > 1:
+        keys = distributed.gather(torch.stack([z1, z2], 1))                  # [N, 2, D]
+        keys = keys.transpose(0, 1).flatten(0, 1)                            # [2N, D]: all first views, then all second
+    first = torch.arange(len(z1), device=z1.device) + len(z1) * distributed.rank()
     second = first + len(keys) // 2
-    partner = torch.cat([second, first])[:, None]
-    itself = torch.cat([first, second])[:, None]
-    return products.gather(1, partner)[:, 0], products.scatter(1, torch.cat([itself, partner], 1), float("-inf"))
+    itself_and_partner = torch.stack([torch.cat([first, second]), torch.cat([second, first])], 1)
+    return (z1 * z2).sum(-1).repeat(2), Products(rows, keys, itself_and_partner)
 
 
 @full_precision
@@ -122,7 +121,7 @@ def cross_similarities(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @full_precision
-def contrast(positive: Tensor, negative: Tensor, temperature: float, kind: Contrast = "info_nce",
+def contrast(positive: Tensor, negative: Tensor | Products, temperature: float, kind: Contrast = "info_nce",
              sigma: float = 0.5, reduction: Reduction = "mean") -> Tensor:
     """How far the negatives outweigh the positive.
 
@@ -132,7 +131,7 @@ def contrast(positive: Tensor, negative: Tensor, temperature: float, kind: Contr
 
     Args:
         positive: cosines [B].
-        negative: cosines [B, K], -inf where there is none.
+        negative: cosines [B, K], -inf where there is none. Of large `Products` only a block is in memory at a time.
         temperature: divides the cosines, > 0.
         kind: "info_nce", "decoupled" or "weighted_decoupled".
         sigma: temperature of the weights, > 0; only "weighted_decoupled" reads it.
@@ -143,8 +142,10 @@ def contrast(positive: Tensor, negative: Tensor, temperature: float, kind: Contr
         kinds, which are -inf for a row without any negative.
     """
     weight = pair_weights(positive, sigma) if kind == "weighted_decoupled" else 1.0
-    positive, negative = positive / temperature, negative / temperature
-    rivals = torch.cat([positive[:, None], negative], 1) if kind == "info_nce" else negative
+    positive = positive / temperature
+    rivals = negative.logits(temperature) if isinstance(negative, Products) else negative / temperature
+    if kind == "info_nce":
+        rivals = torch.cat([positive[:, None], rivals], 1)
     return reduced(rivals.logsumexp(1) - weight * positive, reduction)
 
 

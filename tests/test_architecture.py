@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssl_zoo"
-LAYERS = ["paths own_code distributed schedules pictures weights", "views published",
+LAYERS = ["paths own_code distributed schedules pictures weights blocks", "views published",
           "losses assignment memory heads encoders optim", "adaptive mixing sketching export start batches", "method",
           "methods data monitor checkpoints", "evaluation", "metrics", "contract", "cli", "__main__"]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer.split()}

@@ -179,12 +179,16 @@ def test_mean_similarities_have_no_gradient_and_full_precision():
 
 # Similarities: what is compared with what
 
+def matrices(z1, z2, compare=batch_similarities):
+    positive, negative = compare(z1, z2)
+    return positive, negative.matrix()
+
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
 def test_batch_similarities_are_the_cosines_of_each_row_with_its_positive_and_all_but_itself(batch):
     z1, z2 = normal(2, batch, 5)
     z = torch.cat([z1, z2])
-    positive, negative = batch_similarities(z1, z2)
+    positive, negative = matrices(z1, z2)
     for i in range(2 * batch):
         partner = (i + batch) % (2 * batch)
         expected = [-math.inf if k in (i, partner) else cosine_similarity(z[i], z[k], dim=0).item()
@@ -194,7 +198,7 @@ def test_batch_similarities_are_the_cosines_of_each_row_with_its_positive_and_al
 
 
 def test_batch_products_are_not_normalised():
-    positive, negative = batch_products(3 * TOY, TOY_TOO)
+    positive, negative = matrices(3 * TOY, TOY_TOO, batch_products)
     assert torch.allclose(positive, (3 * TOY * TOY_TOO).sum(1).repeat(2))
     assert negative[0, 1].item() == pytest.approx(9 * (TOY[0] @ TOY[1]).item())
 
@@ -452,7 +456,7 @@ def test_a_solved_positives_best_temperature_is_the_floor_unless_the_regulariser
 
 
 def adaptive(positive_temperature, negative_temperature, weight, form, views=(TOY, TOY_TOO), **options):
-    positive, negative = batch_similarities(*views)
+    positive, negative = matrices(*views)
     return adaptive_contrast(positive, negative, torch.full_like(positive, positive_temperature),
                              torch.full_like(negative, negative_temperature), 3, weight, form, **options)
 
@@ -503,9 +507,9 @@ def test_the_papers_form_falls_without_bound_with_a_shared_temperature(temperatu
 def test_adaptive_contrast_with_learned_temperatures_is_the_references_number(form, value):
     network = PairTemperature(3, floor=1e-5)
     u1, u2 = (normalize(z, dim=-1) for z in (TOY, TOY_TOO))
-    positive, negative = (network.of(r) for r in batch_products(u1, u2))      # the network is the identity
+    positive, negative = (network.of(r) for r in matrices(u1, u2, batch_products))      # the network is the identity
     assert positive[:4].tolist() == pytest.approx([0.540347624, 0.558909105, 0.549017512, 0.539050611], abs=1e-9)
-    assert adaptive_contrast(*batch_similarities(u1, u2), positive, negative, 3, 1e-4, form).item() == pytest.approx(
+    assert adaptive_contrast(*matrices(u1, u2), positive, negative, 3, 1e-4, form).item() == pytest.approx(
         value, abs=1e-9)
 
 
@@ -533,7 +537,7 @@ def test_adaptive_contrast_is_its_equation_a_pair_at_a_time():
 
 
 def test_a_negative_that_is_not_there_has_no_gradient_and_no_part_in_adaptive_contrast():
-    positive, negative = batch_similarities(TOY, TOY_TOO)
+    positive, negative = matrices(TOY, TOY_TOO)
     for form in ("bounded", "paper"):
         cold = torch.rand(8, 8, dtype=torch.float64).requires_grad_()
         loss = adaptive_contrast(positive, negative, torch.full_like(positive, 0.5), cold, 3, 0.1, form)

@@ -714,14 +714,14 @@ def test_the_share_of_used_prototypes_is_that_of_those_nearest_to_some_projectio
         assert logged["prototypes/used"] == pytest.approx(used)
 
 
-@pytest.mark.parametrize("cls", [AMCL, AMCLMoCo])
-def test_amcl_logs_the_temperatures_of_all_heads(cls, monkeypatch):
+@pytest.mark.parametrize(("cls", "calls_for_a_head"), [(AMCL, 4), (AMCLMoCo, 2)])
+def test_amcl_logs_the_temperatures_of_all_heads(cls, calls_for_a_head, monkeypatch):
     method, logged = plain(cls, heads=2, **({} if cls is AMCL else {"queue": 8})), {}
     if cls is AMCLMoCo:
         method.queue = Queue(12, 6).double()
         method.queue.keys.copy_(QUEUE.repeat(2, 2))
     calls = []
-    method.temperature.of = lambda r: calls.append(r) or torch.full_like(r, float(len(calls) < 3) + 1)
+    method.temperature.of = lambda r: calls.append(r) or torch.full_like(r, 1 + (len(calls) <= calls_for_a_head))
     monkeypatch.setattr(method, "log_dict", lambda values, **_: logged.update(values))
     toy_loss(method)
     assert logged["log_temperature/positive_95"].item() == pytest.approx(math.log(2))      # of the first pairs

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from ssl_zoo.adaptive import LOGGED, AdaptiveForm, PairTemperature, adaptive_contrast, temperature_quantiles
+from ssl_zoo.blocks import by_rows
 from ssl_zoo.heads import MultiHead
 from ssl_zoo.losses import batch_products, batch_similarities, check_choice, unit
 from ssl_zoo.method import Batch, Method
@@ -36,11 +37,17 @@ class AMCL(Method):
         z1, z2 = (unit(self.projectors(self.encoder(view.images))) for view in batch.views)   # [B, C, D] each
         losses, of_positives, of_negatives = [], [], []
         for u1, u2 in zip(z1.unbind(1), z2.unbind(1), strict=True):                       # [B, D], one head's
-            products = batch_products(self.temperature(u1), self.temperature(u2))
-            temperatures = [self.temperature.of(r) for r in products]                     # [2B] and [2B, 2N]
-            losses.append(adaptive_contrast(*batch_similarities(u1, u2), *temperatures, u1.shape[1],
-                                            self.regularizer_weight, self.form))
-            of_positives.append(temperatures[0])
-            of_negatives.append(temperatures[1][:LOGGED].masked_fill(products[1][:LOGGED].isinf(), float("nan")))
+            positive, negative = batch_similarities(u1, u2)                               # [2B] and [2B, 2N]
+            positive_codes, negative_codes = batch_products(self.temperature(u1), self.temperature(u2))
+            losses.append(by_rows(self.terms, (negative, negative_codes), (positive, positive_codes)).mean())
+            of_positives.append(self.temperature.of(positive_codes))
+            codes = negative_codes.of(slice(LOGGED)).matrix()
+            of_negatives.append(self.temperature.of(codes).masked_fill(codes.isinf(), float("nan")))
         self.log_dict(temperature_quantiles(of_positives, of_negatives), batch_size=len(z1))
         return torch.stack(losses).sum()
+
+    def terms(self, negative: Tensor, negative_codes: Tensor, positive: Tensor, positive_codes: Tensor) -> Tensor:
+        """The loss of each row, from cosines and from scalar products of codes."""
+        temperatures = self.temperature.of(positive_codes), self.temperature.of(negative_codes)
+        return adaptive_contrast(positive, negative, *temperatures, self.temperature.width, self.regularizer_weight,
+                                 self.form, reduction="none")

@@ -1,0 +1,141 @@
+"""Products read in blocks against the whole matrix: values, gradients, two processes, and the memory they take."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ssl_zoo import blocks
+from ssl_zoo.blocks import Products, by_rows
+from ssl_zoo.losses import batch_similarities, contrast, nt_xent
+
+KINDS = ["info_nce", "decoupled", "weighted_decoupled"]
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of five rows of a matrix with 14 columns, the last one of four."""
+    monkeypatch.setitem(blocks.BLOCK, "cpu", 5 * 14 + 3)
+    monkeypatch.setattr(blocks, "PLAIN", 0)
+
+
+def losses_and_gradients(z1, z2, **options):
+    z1, z2 = (z.clone().requires_grad_() for z in (z1, z2))
+    terms = contrast(*batch_similarities(z1, z2), reduction="none", **options)
+    (terms * normal(len(terms), seed=3).to(terms)).sum().backward()     # another weight for each row
+    return terms, z1.grad, z2.grad
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-12), (torch.float32, 2e-4)])
+def test_in_blocks_losses_and_gradients_are_those_of_the_matrix(monkeypatch, kind, temperature, dtype, atol):
+    z1, z2 = normal(2, 7, 5).to(dtype)
+    whole = losses_and_gradients(z1, z2, temperature=temperature, kind=kind)
+    monkeypatch.setitem(blocks.BLOCK, "cpu", 5 * 14 + 3)
+    monkeypatch.setattr(blocks, "PLAIN", 0)
+    for one, other in zip(losses_and_gradients(z1, z2, temperature=temperature, kind=kind), whole, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=atol / temperature)
+
+
+def test_keys_that_are_not_the_rows_have_their_gradient(small_blocks):
+    rows, keys = normal(9, 4).requires_grad_(), normal(14, 4, seed=1).requires_grad_()
+    products = Products(rows, keys, torch.arange(9)[:, None])
+    weight = normal(9, seed=2)
+    found = torch.autograd.grad((products.logits(0.3)[:, 0] * weight).sum(), (rows, keys))
+    expected = torch.autograd.grad(((products.matrix() / 0.3).logsumexp(1) * weight).sum(), (rows, keys))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_image_has_no_rival_in_blocks_either(small_blocks, kind):
+    z1, z2 = normal(2, 1, 3).requires_grad_()
+    loss = contrast(*batch_similarities(z1, z2), 0.5, kind)
+    slope, = torch.autograd.grad(loss, z1) if kind == "info_nce" else (torch.zeros(3),)
+    assert loss.item() == (pytest.approx(0, abs=1e-12) if kind == "info_nce" else -math.inf)
+    assert not slope.any()
+
+
+def test_a_collapsed_encoder_has_the_log_of_its_choices_in_blocks(small_blocks):
+    assert nt_xent(torch.ones(7, 3).double(), torch.ones(7, 3).double(), 0.1).item() == pytest.approx(math.log(13))
+
+
+def test_a_function_by_rows_is_that_of_the_whole(small_blocks):
+    rows, keys, column = normal(9, 4).requires_grad_(), normal(14, 4, seed=1).requires_grad_(), normal(9, seed=2)
+    one = Products(rows, keys, torch.zeros(9, 0, dtype=torch.long))
+    other = one._replace(rows=rows.tanh(), keys=keys.sigmoid())
+
+    def function(first, second, weight):
+        assert len(first) in (5, 4)
+        return (first.square() * second).sum(1) * weight
+
+    found = by_rows(function, (one, other), (column,))
+    assert torch.allclose(found, (one.matrix().square() * other.matrix()).sum(1) * column, rtol=0, atol=1e-12)
+    expected = torch.autograd.grad(((one.matrix().square() * other.matrix()).sum(1) * column).sum(), (rows, keys),
+                                   retain_graph=True)
+    for slope, right in zip(torch.autograd.grad(found.sum(), (rows, keys)), expected, strict=True):
+        assert torch.allclose(slope, right, rtol=0, atol=1e-12)
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that an operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **kwargs or {})
+        for one in made if isinstance(made, tuple | list) else [made]:
+            self.elements = max(self.elements, one.numel() if isinstance(one, torch.Tensor) else 0)
+        return made
+
+
+@pytest.mark.parametrize(("images", "largest"), [(256, 512 * 513), (2048, blocks.BLOCK["cpu"])])
+def test_no_tensor_is_larger_than_a_block(images, largest):
+    z1, z2 = normal(2, images, 4).float().requires_grad_()
+    with Largest() as seen:
+        nt_xent(z1, z2, 0.1).backward()
+    assert seen.elements == largest
+
+
+def test_two_processes_in_blocks_have_the_loss_and_gradients_of_one(two_processes):
+    z1, z2 = normal(2, 8, 5)
+    whole = losses_and_gradients(z1, z2, temperature=0.2, kind="info_nce")
+    parts = two_processes(half_in_blocks)
+    for place, (expected, found) in enumerate(zip(whole, zip(*parts, strict=True), strict=True)):
+        halves = expected.view(2, 2, 4).transpose(0, 1) if not place else expected.chunk(2)
+        for one, other in zip(found, halves, strict=True):
+            assert torch.allclose(one.view_as(other), other, rtol=0, atol=1e-12)
+
+
+def half_in_blocks(rank):
+    before = blocks.BLOCK["cpu"], blocks.PLAIN
+    blocks.BLOCK["cpu"], blocks.PLAIN = 3 * 16, 0
+    z1, z2 = (z.chunk(2)[rank].clone().requires_grad_() for z in normal(2, 8, 5))
+    terms = contrast(*batch_similarities(z1, z2), 0.2, reduction="none")
+    (terms * normal(16, seed=3).view(2, 2, 4)[:, rank].flatten()).sum().backward()
+    blocks.BLOCK["cpu"], blocks.PLAIN = before
+    return terms.detach(), z1.grad, z2.grad
+
+
+def test_in_blocks_the_loss_compiles_to_one_graph(small_blocks):
+    z1, z2 = normal(2, 7, 5).requires_grad_()
+    compiled = torch.compile(lambda a, b: nt_xent(a, b, 0.1), backend="aot_eager", fullgraph=True)
+    (expected,), (found,) = (torch.autograd.grad(loss(z1, z2), [z1]) for loss in (
+        lambda a, b: nt_xent(a, b, 0.1), compiled))
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_normal_rows_meet_all_but_what_is_left_out():
+    rows = normalize(normal(3, 2), dim=1)
+    matrix = Products(rows, rows, torch.tensor([[0, 1], [1, 2], [2, 0]])).matrix()
+    assert matrix.isneginf().nonzero().tolist() == [[0, 0], [0, 1], [1, 1], [1, 2], [2, 0], [2, 2]]
+    assert matrix[0, 2].item() == pytest.approx((rows[0] @ rows[2]).item())
