@@ -26,15 +26,15 @@ def test_versions_of_one_folder_whose_recipes_differ_in_seed_and_output_alone_ar
     origins = runs(version_0=recipe(0), version_1=recipe(1), version_7=recipe(2))
     origins["other"] = Origin(Path("runs/y/version_0/encoder.safetensors"), recipe(3))
     origins["model"] = Origin(Path("resnet18"), None)
-    assert groups(origins) == ({"x, 3 seeds": ["version_0", "version_1", "version_7"]}, [])
+    assert groups(origins) == ({"x (3 seeds)": ["version_0", "version_1", "version_7"]}, [])
 
 
 def test_other_recipes_of_the_folder_are_groups_of_their_own_and_what_differs_is_said():
     origins = runs(version_0=recipe(0), version_1=recipe(0, temperature=0.5), version_2=recipe(1),
                    version_3=recipe(1, temperature=0.5), version_4=recipe(0, temperature=0.7, width=8))
     found, said = groups(origins)
-    assert found == {"version_0 and others, 2 seeds": ["version_0", "version_2"],
-                     "version_1 and others, 2 seeds": ["version_1", "version_3"]}
+    assert found == {"version_0 and others (2 seeds)": ["version_0", "version_2"],
+                     "version_1 and others (2 seeds)": ["version_1", "version_3"]}
     assert said == ["version_1 and version_0 are not seeds of one recipe: they differ in model.temperature (0.5 and "
                     "0.2)", "version_4 and version_0 are not seeds of one recipe: they differ in model.temperature "
                     "(0.7 and 0.2), model.width (8 and None)"]
@@ -56,7 +56,7 @@ def test_a_callback_or_a_data_set_that_differs_makes_another_recipe():
 def test_one_seed_twice_is_one_seed_and_an_unknown_one_none():
     found, said = groups(runs(version_0=recipe(0), version_1=recipe(0), version_2=recipe(1), version_3=recipe(None),
                               version_4=None))
-    assert found == {"x, 2 seeds": ["version_0", "version_2"]}
+    assert found == {"x (2 seeds)": ["version_0", "version_2"]}
     assert said == ["version_1 has seed 0, as version_0 has, and counts for no other seed",
                     *(f"version_{n} is taken for no seed of a recipe: it does not say which recipe and seed made it"
                       for n in (3, 4))]

@@ -262,9 +262,8 @@ def test_a_part_of_which_nothing_can_be_read_is_refused_in_a_sentence(tmp_path):
     folder_of(tmp_path / "images/test", a=4, b=4)
     for file in (tmp_path / "images/test").rglob("*.png"):
         file.write_bytes(b"no image")
-    images = ready(ImageFolder(str(tmp_path / "images"), evaluation_size=32, workers=0))
     with pytest.raises(ValueError, match="none of the 8 images can be read"):
-        suite.evaluate({"it": encoder()}, images, tmp_path / "out", protocols=["knn"])
+        ready(ImageFolder(str(tmp_path / "images"), evaluation_size=32, workers=0))
 
 
 def test_queries_without_an_answer_are_left_out_aloud(arrays, tmp_path):
@@ -356,9 +355,9 @@ def comparison(shares, **known):
 
 def test_seeds_share_a_column_and_a_star_between_recipes_exceeds_their_spread_too():
     found = comparison({"x/0": (70, 0.5), "y/0": (80, 0.5), "x/1": (90, 0.5), "y/1": (81, 0.7)},
-                       seeds={"x, 2 seeds": ["x/0", "x/1"], "y, 2 seeds": ["y/0", "y/1"]})
+                       seeds={"x (2 seeds)": ["x/0", "x/1"], "y (2 seeds)": ["y/0", "y/1"]})
     table = report.rows(found.samples, PROTOCOLS)
-    assert table[0] == ["", "x, 2 seeds", "y, 2 seeds", "y, 2 seeds - x, 2 seeds"]
+    assert table[0] == ["", "x (2 seeds)", "y (2 seeds)", "y (2 seeds) - x (2 seeds)"]
     assert table[1][:3] == ["knn_dino", "80.0 ± 14.1 %", "80.5 ± 0.7 %"]
     assert "*" not in table[1][3]
     assert "over seeds where a column has several" in report.legend(found.samples)
@@ -366,12 +365,12 @@ def test_seeds_share_a_column_and_a_star_between_recipes_exceeds_their_spread_to
 
 
 def test_of_seeds_that_were_not_measured_the_column_and_the_cell_say_so():
-    found = comparison({"x/0": (70, 0.5), "x/1": (90, 0.5)}, seeds={"x, 3 seeds": ["x/0", "x/1", "x/2"]})
+    found = comparison({"x/0": (70, 0.5), "x/1": (90, 0.5)}, seeds={"x (3 seeds)": ["x/0", "x/1", "x/2"]})
     del found.columns["x/1"].scores["knn_dino"]
     table = report.rows(found.samples, PROTOCOLS)
-    assert table[0][1] == "x, 3 seeds (1 not measured)"
+    assert table[0][1] == "x (3 seeds), 1 not measured"
     assert table[1][1] == "70.0 [60.4, 78.1] % (1 of 2 seeds)"
-    one = comparison({"x/0": (70, 0.5)}, seeds={"x, 3 seeds": ["x/0", "x/1", "x/2"]})
+    one = comparison({"x/0": (70, 0.5)}, seeds={"x (3 seeds)": ["x/0", "x/1", "x/2"]})
     assert list(one.samples) == ["x/0"]
 
 
@@ -394,7 +393,7 @@ def test_verdicts_are_against_an_untrained_encoder_that_is_given_or_against_gues
 def test_the_screen_has_the_lines_that_matter_or_those_of_the_protocols_that_were_named():
     found = comparison({"a": (70, 0.5)})._replace(said=["b is no seed"])
     lines = [line.split()[0] for line in report.printed(found).splitlines() if line]
-    assert lines == ["a", "knn_dino", "health/feature_std", "Brackets", "a", "b"]
+    assert lines == ["a", "knn_dino", "health/feature_std", "Brackets", "a:", "b"]
     assert "knn_dino_10 " in report.printed(found, everything=True)
 
 
@@ -415,16 +414,16 @@ def test_versions_of_one_recipe_are_measured_as_its_seeds_and_the_reports_have_e
     run(["evaluate", *files, other, "--data", "ArrayImages", "--data.path", str(arrays), "--output",
          str(tmp_path / "out"), "--protocols", "nearest_class_mean", "health"])
     printed = capsys.readouterr().out
-    assert re.split("  +", printed.splitlines()[0])[1:] == ["x, 2 seeds", "x/version_2", "x/version_2 - x, 2 seeds"]
+    assert re.split("  +", printed.splitlines()[0])[1:] == ["x (2 seeds)", "x/version_2", "x/version_2 - x (2 seeds)"]
     assert "x/version_2 and x/version_0 are not seeds of one recipe: they differ in model.temperature" in printed
     assert re.search(r"nearest_class_mean +\d+\.\d ± \d+\.\d %  +\d+\.\d \[", printed)
-    assert re.search(r"^x, 2 seeds (above|level|below): nearest_class_mean .* points from guessing", printed, re.M)
+    assert re.search(r"^x \(2 seeds\): (above|level|below); nearest_class_mean .* points from guessing", printed, re.M)
     folder = tmp_path / "out" / "version_0"
     left = json.loads((folder / "report.json").read_text())
     assert left["encoders"].keys() == {"x/version_0", "x/version_1", "x/version_2"}
-    assert left["seeds"]["encoders"] == {"x, 2 seeds": ["x/version_0", "x/version_1"]}
+    assert left["seeds"]["encoders"] == {"x (2 seeds)": ["x/version_0", "x/version_1"]}
     values = [left["encoders"][f"x/version_{n}"]["scores"]["nearest_class_mean"]["value"] for n in (0, 1)]
-    assert left["seeds"]["scores"]["x, 2 seeds"]["nearest_class_mean"]["value"] == pytest.approx(np.mean(values))
+    assert left["seeds"]["scores"]["x (2 seeds)"]["nearest_class_mean"]["value"] == pytest.approx(np.mean(values))
     assert {row["encoder"] for row in left["seeds"]["differences"]} == {"x/version_2"}
     text = (folder / "report.md").read_text()
     assert "x/version_1" in text.partition("## Each file")[2].splitlines()[2]

@@ -59,7 +59,7 @@ class Comparison(NamedTuple):
         for label, members in self.seeds.items():
             there = [name for name in members if name in self.columns]
             if len(there) > 1:
-                missing = f" ({len(members) - len(there)} not measured)" * (len(members) > len(there))
+                missing = f", {len(members) - len(there)} not measured" * (len(members) > len(there))
                 labels |= dict.fromkeys(there, label + missing)
         found: dict[str, dict[str, Samples]] = {}
         for name, column in self.columns.items():
@@ -159,16 +159,16 @@ def legend(columns: Mapping[str, Mapping[str, Samples]]) -> str:
     """How to read the cells of these columns."""
     several = any(len(samples) > 1 for scores in columns.values() for samples in scores.values())
     said = ("Brackets hold the 95 % interval over test images or episodes; ± is the deviation over draws"
-            + ", and over seeds where a column has several" * several + ".\n")
+            + ",\nand over seeds where a column has several" * several + ".\n")
     if len(columns) == 1:
         return said
-    said += f"Differences are from {next(iter(columns))}, image by image or draw by draw, with their 95 % interval"
+    said += f"Differences are from {next(iter(columns))}, image by image or draw by draw, with their 95 %\ninterval"
     if not several:
         return said + (", and * marks one that excludes 0.\nA * speaks for these files alone: other seeds of their "
                        "recipes may differ by as much.\n")
-    return said + (" over images or over seeds (Welch's), whichever reaches further; * marks one that excludes 0. A "
-                   "single file\nis taken to scatter as the seeds that it is compared with; a * between two single "
-                   "files speaks for these files alone.\n")
+    return said + (" over images or over seeds (Welch's), whichever reaches further; * marks one that excludes 0.\n"
+                   "A single file is taken to scatter as the seeds that it is compared with; a * between two single "
+                   "files speaks for\nthese files alone.\n")
 
 
 def as_text(table: Sequence[Sequence[str]]) -> str:
@@ -213,7 +213,7 @@ def printed(found: Comparison, everything: bool = False) -> str:
     Args:
         everything: all lines, as whoever names protocols wants them.
     """
-    said = "".join(f"{name} {one}\n" for name, one in found.verdicts.items())
+    said = "".join(f"{name}: {one.word}; {one.reason}\n" for name, one in found.verdicts.items())
     said += "".join(f"left out, {name}: {text}\n" for name, column in found.columns.items() for text in column.left_out)
     said += "".join(f"{name} was not measured: {text}\n" for name, text in found.failed.items())
     said += "".join(f"{text}\n" for text in found.said)
@@ -245,7 +245,7 @@ def write(folder: Path, data: Mapping[str, Any], found: Comparison, pictures: Se
     put(folder / "report.md", "\n".join([
         f"# Evaluation on {' and '.join(f'{count:,} {which}' for which, count in images.items())} images\n",
         *(f"{line}\n" for line in data["understood"]),
-        *(f"- {name} {one}" for name, one in found.verdicts.items()), "",
+        *(f"- {name}: {one.word}; {one.reason}" for name, one in found.verdicts.items()), "",
         as_markdown(rows(found.samples, found.protocols)), legend(found.samples),
         *(["\n## Each file\n", as_markdown(rows(singly(found.scores), found.protocols)),
            legend(singly(found.scores))] if each else []),

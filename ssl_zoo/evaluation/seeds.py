@@ -46,9 +46,9 @@ def groups(origins: Mapping[str, Origin]) -> tuple[dict[str, list[str]], list[st
             recipes, sentences = of_one_recipe({name: origins[name].recipe for name in names})
             said += sentences
             for members in recipes:
-                seeds = f"{len(members)} seeds"
-                alone = len(recipes) == 1 and f"{folder.name}, {seeds}" not in found
-                found[f"{folder.name if alone else f'{members[0]} and others'}, {seeds}"] = members
+                seeds = f"({len(members)} seeds)"
+                alone = len(recipes) == 1 and f"{folder.name} {seeds}" not in found
+                found[f"{folder.name if alone else f'{members[0]} and others'} {seeds}"] = members
     return found, said
 
 
