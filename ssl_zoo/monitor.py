@@ -1,6 +1,7 @@
 """Callbacks that watch over a run: its progress, speed and views, a loss that is not finite, Ctrl-C, failed starts."""
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -215,16 +216,24 @@ class FailedStart(pl.Callback):
                            batch_idx: int) -> None:
         self.begun = True
 
-    def remove(self, trainer: pl.Trainer) -> None:
-        """Call it when the loggers have closed their files: TensorBoard would miss its own."""
+    def remove(self, trainer: pl.Trainer, there: Path) -> None:
+        """Remove the folder of a failed start, and what it made above it.
+
+        Call it when the loggers have closed their files: TensorBoard would miss its own.
+
+        Args:
+            trainer: the run's.
+            there: the folder that was there before the run.
+        """
         folder = run_folder(trainer)
-        if self.begun or not trainer.is_global_zero or folder is None or not folder.exists():
+        if self.begun or not trainer.is_global_zero or folder is None or not re.match(r"version_\d+$", folder.name):
             return
-        if self.fresh or fresh(folder):                    # the data may have failed before `setup` was called
+        if folder.exists() and (self.fresh or fresh(folder)):   # the data may have failed before `setup` was called
             shutil.rmtree(folder)
-            for above in folder.parents[:2]:               # the recipe's, and that of all runs
-                if above != Path() and not any(above.iterdir()):
-                    above.rmdir()
+            for above in folder.absolute().parents:
+                if above == there.absolute() or any(above.iterdir()):
+                    break
+                above.rmdir()
 
 
 def fresh(folder: Path | None) -> bool:

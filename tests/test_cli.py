@@ -262,7 +262,12 @@ def test_what_a_run_has_learnt_stays_when_it_fails_later(recipe):
     assert Path("runs/recipe/version_0/config.yaml").exists()
 
 
-def test_a_failed_start_leaves_the_runs_before_it_alone(recipe):
+def test_a_failed_start_leaves_what_was_there_before_it_alone(recipe):
+    Path("mine").mkdir()
+    refusal(recipe, "--data.batch_size", "1", "--trainer.logger.save_dir", "mine")
+    assert list(Path("mine").iterdir()) == []
+    refusal(recipe, "--data.batch_size", "1", "--trainer.logger", "false", "--trainer.default_root_dir", "mine")
+    assert {path.name for path in Path("mine").iterdir()} == {"config.yaml", "neighbours.png", "views.png"}
     first = fit(recipe)
     refusal(recipe, "--data.batch_size", "1")
     assert [path.name for path in Path("runs/recipe").iterdir()] == [first.name]

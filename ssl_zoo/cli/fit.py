@@ -102,23 +102,27 @@ class Cli(LightningCLI):
         """Lightning lets a checkpoint's values override the command line's; here the recipe and the options decide."""
 
     def _run_subcommand(self, subcommand: str) -> None:
+        there = existing(self.place())
         try:
             super()._run_subcommand(subcommand)
         except BaseException:
             for callback in self.trainer.callbacks:   # type: ignore[attr-defined]
                 if isinstance(callback, monitor.FailedStart):
-                    callback.remove(self.trainer)
+                    callback.remove(self.trainer, there)
             raise
+
+    def place(self) -> Path:
+        """The folder in which runs have theirs."""
+        logger = self.trainer.logger
+        return Path(logger and logger.save_dir or self.trainer.default_root_dir)
 
     def before_fit(self) -> None:
         """Find out before the first step whether the checkpoint can be read and the run's folder written."""
         if (path := self.config["fit"]["ckpt_path"]) and self.config["fit"].get("weights_only") is not False:
             check_resumable(path)
-        logger = self.trainer.logger
-        place = Path(logger and logger.save_dir or self.trainer.default_root_dir)
-        there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+        place = self.place()
         try:
-            tempfile.TemporaryFile(dir=there).close()
+            tempfile.TemporaryFile(dir=existing(place)).close()
         except OSError as error:
             raise ValueError(f"the folder {place} cannot be written ({error.strerror}): choose another with "
                              "--trainer.logger.save_dir or --trainer.default_root_dir") from error
@@ -130,3 +134,8 @@ class Cli(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in ("fit", "validate")}
+
+
+def existing(folder: Path) -> Path:
+    """The folder itself, or the nearest above it that is there."""
+    return next(one for one in (folder, *folder.absolute().parents) if one.exists())
