@@ -4,9 +4,10 @@ import math
 from typing import NamedTuple
 
 import torch
+from lightly.utils.debug import std_of_l2_normalized
 from torch import Tensor
 
-from ssl_zoo.losses import unit
+from ssl_zoo.losses import full_precision, unit
 
 COLLAPSED_STD, COLLAPSED_RANK = 0.02, 1.2   # below; untrained encoders have 0.1 and 28 or more on photographs
 BINS = 100      # of a histogram of cosines, from -1 to 1
@@ -38,7 +39,7 @@ def feature_std(x: Tensor) -> float:
 
     Sec. 4.1 of SimSiam, arXiv:2011.10566.
     """
-    return unit(x).std(0).mean().item() * math.sqrt(x.shape[1])
+    return full_precision(std_of_l2_normalized)(x).item() * math.sqrt(x.shape[1])
 
 
 def rankme(x: Tensor, chunk: int = 1000) -> float:
