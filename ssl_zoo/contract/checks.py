@@ -82,7 +82,7 @@ def accumulation(build: Build) -> None:
     found, start = {}, frozen(seeded(build))
     for batches_per_step in (1, 2):
         record = Record(lambda method: (frozen(method), heads(method)))
-        train(seeded(build), record, max_epochs=1, images=4 * BATCH, accumulate_grad_batches=batches_per_step)
+        train(seeded(build), record, limit_train_batches=2, accumulate_grad_batches=batches_per_step)     # two epochs
         found[batches_per_step] = record.found
     for name in start:
         values = [start[name], *(weights[name] for weights, _ in found[2])]

@@ -86,13 +86,11 @@ class Record(pl.Callback):
         self.found.append(self.look(pl_module))
 
 
-def train(method: Method, *callbacks: pl.Callback, ckpt_path: Path | None = None, images: int = IMAGES,
-          **options: Any) -> pl.Trainer:
+def train(method: Method, *callbacks: pl.Callback, ckpt_path: Path | None = None, **options: Any) -> pl.Trainer:
     """Train for two epochs of three batches on a CPU, without evaluation; `options` are the trainer's."""
     pixels, labels = noise()
     with temporary_folder() as folder:
-        np.savez(folder / "images.npz", train_images=np.resize(pixels.numpy(), (images, 3, SIDE, SIDE)),
-                 train_labels=np.resize(labels.numpy(), images))
+        np.savez(folder / "images.npz", train_images=pixels.numpy(), train_labels=labels.numpy())
         defaults: dict[str, Any] = {
             "accelerator": "cpu", "devices": 1, "default_root_dir": folder, "callbacks": list(callbacks),
             "logger": False, "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": EPOCHS,
