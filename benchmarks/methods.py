@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import yaml
 from learning import arrays, run, unpack
 from record import ROOT, commit, record
 
@@ -22,8 +23,10 @@ IMAGES, EPOCHS, SEEDS = 5000, 8, (0, 1, 2)   # 19 steps of 256 images an epoch
 def measure(recipe: str, folder: str) -> dict:
     """Steps, seconds of each run, and for each protocol the untrained and the trained encoder's accuracy by seed."""
     images = arrays(unpack(Path(tempfile.gettempdir()), IMAGES))
-    runs = [run(recipe, images, seed, folder, ["--trainer.max_epochs", str(EPOCHS),
-                                               "--trainer.check_val_every_n_epoch", str(EPOCHS)]) for seed in SEEDS]
+    extra = ["--trainer.max_epochs", str(EPOCHS), "--trainer.check_val_every_n_epoch", str(EPOCHS)]
+    if "images" in yaml.safe_load(shipped()[recipe].read_text())["model"]["init_args"]:      # of a table by image
+        extra += ["--model.images", str(IMAGES)]
+    runs = [run(recipe, images, seed, folder, extra) for seed in SEEDS]
     return {"steps": runs[0]["steps"], "seconds": [one["seconds"] for one in runs],
             **{protocol: {"untrained": [one["untrained encoder"][protocol] for one in runs],
                           "trained": [list(one.values())[-1][protocol] for one in runs]}

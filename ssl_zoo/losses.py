@@ -39,6 +39,21 @@ def check_temperature(temperature: float) -> float:
     return temperature
 
 
+def check_coldest(temperature: float) -> float:
+    """Return `temperature`, or raise if float32 does not hold the average of exp(cosine / temperature)."""
+    if not temperature >= 0.02:                               # at 0.0113 it overflows
+        raise ValueError(f"an image's average of exp(cosine / temperature) needs a temperature of 0.02 or more, not "
+                         f"{temperature}")
+    return temperature
+
+
+def check_share(name: str, share: float) -> float:
+    """Return `share`, or raise if it is not above 0 and at most 1."""
+    if not 0 < share <= 1:
+        raise ValueError(f"{name} is a share, above 0 and up to 1, not {share}")
+    return share
+
+
 def check_choice(what: str, given: Result, choices: Any) -> Result:
     """Return `given`, or raise if it is not one of `choices`, a Literal type."""
     if given not in get_args(choices):
@@ -182,6 +197,35 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float, reduction: Reduction = "
         The loss in nats. It is log(2N - 1) where all projections are equal, with N the images of all processes.
     """
     return contrast(*batch_similarities(z1, z2), temperature, reduction=reduction)
+
+
+@full_precision
+def global_contrast(z1: Tensor, z2: Tensor, averages: Tensor, temperature: Tensor,
+                    gamma: float) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of algorithm 1 of SogCLR, arXiv:2202.12387: loss [], new averages [B], unevenness of the weights [B].
+
+    The last is the mean over both views of log(average) less the weighted mean of cosine / temperature: minus the
+    Kullback-Leibler divergence of the negatives' weights from uniform where gamma is 1.
+
+    Args:
+        z1, z2: projections [B, D], any scale.
+        averages: of exp(cosine / temperature) over the negatives of each image [B]; 0 where there is none yet.
+        temperature: of each image [B].
+        gamma: share of this batch in the new averages.
+    """
+    positive, products = batch_similarities(z1, z2)                                      # [2B], [2B, 2N]
+    count = 2 * len(require_images(products.keys[::2], "SogCLR")) - 2                    # not itself and its positive
+    negative = products.matrix()
+    averages, temperature = averages.repeat(2), temperature.to(positive.dtype).repeat(2)
+    heat = negative.detach() / temperature[:, None]                                      # -inf where there is none
+    newest = heat.exp().sum(1) / count
+    averages = torch.where(averages > 0, (1 - gamma) * averages + gamma * newest, newest)
+    weights = heat.exp() / averages[:, None] / count
+    negative = negative.masked_fill(negative.isinf(), 0)
+    pushes = (weights * negative).sum(1)
+    uneven = averages.log() - pushes.detach() / temperature
+    loss = 2 * (pushes - positive).mean()                                                # both views, per image
+    return loss, averages.view(2, -1).mean(0), uneven.view(2, -1).mean(0)
 
 
 @torch.no_grad()

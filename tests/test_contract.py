@@ -9,29 +9,38 @@ from functools import partial
 import pytest
 
 from ssl_zoo import contract, methods
+from ssl_zoo.contract.runs import IMAGES
 from ssl_zoo.encoders import NarrowResNet
 from ssl_zoo.methods import (
     AMCL,
     BYOL,
     DCL,
     DCLW,
+    MVDHEL,
     NNCLR,
     AMCLBarlowTwins,
     AMCLMoCo,
     BarlowTwins,
     DenseCL,
+    HardContrastive,
+    HardContrastiveMoCo,
+    ISogCLR,
     LeJEPA,
     MoCHi,
     MoCo,
     MoCoV3,
+    MVInfoNCE,
     PixContrast,
     PixPro,
     SimCLR,
     SimSiam,
+    SogCLR,
     SwAV,
     VICReg,
+    ViewAggregate,
     VISReg,
 )
+from ssl_zoo.views import ViewSpec
 from tests.conftest import MULTI_CROP, small
 
 WIDTHS = {"projector": (16, 8)}
@@ -61,6 +70,18 @@ CASES = {
     "LeJEPA over multi-crop": partial(small, LeJEPA, *MULTI_CROP, **WIDTHS, directions=16),
     "VISReg": partial(small, VISReg, **WIDTHS, directions=16),
     "VISReg over multi-crop": partial(small, VISReg, *MULTI_CROP, **WIDTHS, directions=16),
+    "MVInfoNCE": partial(small, MVInfoNCE, **WIDTHS),
+    "MVInfoNCE, paper, over multi-crop": partial(small, MVInfoNCE, *MULTI_CROP, **WIDTHS, same_view_negatives=False),
+    "MVDHEL": partial(small, MVDHEL, **WIDTHS),
+    "MVDHEL over multi-crop": partial(small, MVDHEL, *MULTI_CROP, **WIDTHS),
+    "ViewAggregate": partial(small, ViewAggregate, ViewSpec(16, 3), **WIDTHS),
+    "ViewAggregate, average": partial(small, ViewAggregate, ViewSpec(16, 3), **WIDTHS, aggregate="average"),
+    "ViewAggregate, poly-view": partial(small, ViewAggregate, ViewSpec(16, 3), **WIDTHS, aggregate="poly_view"),
+    "SogCLR": partial(small, SogCLR, **WIDTHS, images=IMAGES),
+    "ISogCLR": partial(small, ISogCLR, **WIDTHS, images=IMAGES),
+    "HardContrastive": partial(small, HardContrastive, **WIDTHS, hardest=0.3),
+    "HardContrastive over multi-crop": partial(small, HardContrastive, *MULTI_CROP, **WIDTHS, hardest=0.3),
+    "HardContrastiveMoCo": partial(small, HardContrastiveMoCo, **WIDTHS, queue=20, hardest=0.3, splits=2),
     "PixPro": partial(small, PixPro, **WIDTHS),
     "PixPro, instance branch": partial(small, PixPro, **WIDTHS, instance_weight=1.0, transform_layers=0),
     "PixContrast": partial(small, PixContrast, **WIDTHS),

@@ -48,7 +48,7 @@ from tests.test_losses import FEW, QUEUE, TOY, TOY_TOO, WIDE, written_out_nt_xen
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log.*", "ignore:the loss of .* sits at")
 WIDTHS = {"projector": (16, 8)}
-ANY_NUMBER_OF_VIEWS = {"LeJEPA", "VISReg"}       # from two upwards
+ANY_NUMBER_OF_VIEWS = {"LeJEPA", "VISReg", "MVInfoNCE", "MVDHEL", "ViewAggregate"}       # from two upwards
 PAIRS = [(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (1, 3), (1, 4)]          # of the multi-crop views
 PROTOTYPES = normalize(torch.cos(0.2 + 1.9 * FEW[:3] + 0.8 * WIDE), dim=-1)
 
@@ -742,7 +742,7 @@ def test_swav_does_not_warn_where_it_learns(run):
 @pytest.mark.parametrize(("name", "count"), [(name, count) for name in methods.__all__ for count in (1, 3, 8)
                                              if count == 1 or name not in ANY_NUMBER_OF_VIEWS])
 def test_a_method_refuses_another_number_of_views_without_roles_than_two(name, count):
-    options = {"global_batch": 8} if name == "AMCLBarlowTwins" else {}
+    options = {"AMCLBarlowTwins": {"global_batch": 8}, "SogCLR": {"images": 8}, "ISogCLR": {"images": 8}}.get(name, {})
     with pytest.raises(ValueError, match=f"{name} learns from 2 views of each image, and this recipe draws {count}: "
                                          "make the counts"):
         small(getattr(methods, name), ViewSpec(16, count), **WIDTHS, **options)

@@ -50,7 +50,8 @@ def test_recipe_trains_one_batch(name, surroundings):
     small = {"--trainer.fast_dev_run": "1", "--data.batch_size": "4"}
     parts = yaml.safe_load(RECIPES[name].read_text())
     for option, value in (("data.workers", 0), ("model.splits", 1),     # 4 images make no groups
-                          ("model.global_batch", 4), ("model.start", 0)):   # and MoCHi mixes from the first step
+                          ("model.global_batch", 4), ("model.start", 0),    # and MoCHi mixes from the first step
+                          ("model.images", 200 if name.startswith("cifar10") else 6)):
         part, _, argument = option.partition(".")
         if argument in parts[part]["init_args"]:
             small[f"--{option}"] = str(value)

@@ -7,18 +7,23 @@ from ssl_zoo.methods.barlow_twins import BarlowTwins
 from ssl_zoo.methods.byol import BYOL
 from ssl_zoo.methods.dcl import DCL, DCLW
 from ssl_zoo.methods.densecl import DenseCL
+from ssl_zoo.methods.hard_contrastive import HardContrastive, HardContrastiveMoCo
+from ssl_zoo.methods.isogclr import ISogCLR
 from ssl_zoo.methods.lejepa import LeJEPA
 from ssl_zoo.methods.mochi import MoCHi
 from ssl_zoo.methods.moco import MoCo
 from ssl_zoo.methods.moco_v3 import MoCoV3
+from ssl_zoo.methods.multi_view import MVDHEL, MVInfoNCE, ViewAggregate
 from ssl_zoo.methods.nnclr import NNCLR
 from ssl_zoo.methods.pixcontrast import PixContrast
 from ssl_zoo.methods.pixpro import PixPro
 from ssl_zoo.methods.simclr import SimCLR
 from ssl_zoo.methods.simsiam import SimSiam
+from ssl_zoo.methods.sogclr import SogCLR
 from ssl_zoo.methods.swav import SwAV
 from ssl_zoo.methods.vicreg import VICReg
 from ssl_zoo.methods.visreg import VISReg
 
-__all__ = ["AMCL", "BYOL", "DCL", "DCLW", "NNCLR", "AMCLBarlowTwins", "AMCLMoCo", "BarlowTwins", "DenseCL", "LeJEPA",
-           "MoCHi", "MoCo", "MoCoV3", "PixContrast", "PixPro", "SimCLR", "SimSiam", "SwAV", "VICReg", "VISReg"]
+__all__ = ["AMCL", "BYOL", "DCL", "DCLW", "MVDHEL", "NNCLR", "AMCLBarlowTwins", "AMCLMoCo", "BarlowTwins", "DenseCL",
+           "HardContrastive", "HardContrastiveMoCo", "ISogCLR", "LeJEPA", "MVInfoNCE", "MoCHi", "MoCo", "MoCoV3",
+           "PixContrast", "PixPro", "SimCLR", "SimSiam", "SogCLR", "SwAV", "VICReg", "VISReg", "ViewAggregate"]
