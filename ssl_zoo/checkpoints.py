@@ -54,7 +54,16 @@ def load_encoder(path: str | Path, *, kind: type[Encoder] | None = None) -> Enco
         raise ValueError(f"{described} names {architecture['dim']} features, and the encoder that it describes has "
                          f"{encoder.dim}: take the two files that were written together")
     load_strictly(encoder, read_state(path), path)
+    encoder.preprocessing = preprocessing_in(paths.description(path), described)
     return encoder.eval()
+
+
+def preprocessing_in(content: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
+    """How an encoder's images were read from their files, as its description or its run's checkpoint says."""
+    said = content.get("preprocessing") or {}
+    if not isinstance(said, Mapping):
+        raise ValueError(f"{source} describes the images as {said}: take the file that ssl_zoo wrote")
+    return {name: said[name] for name in ("levels", "background", "size") if said.get(name) is not None}
 
 
 def header(path: Path) -> dict[str, Tensor]:
@@ -159,6 +168,8 @@ def load_method(path: str | Path, trusted: Sequence[str] = ()) -> Any:
         content["state_dict"] = state
     method.on_load_checkpoint(content)
     load_strictly(method, content["state_dict"], path)
+    of_data = [state for state in content.values() if isinstance(state, Mapping) and "preprocessing" in state]
+    method.evaluated.preprocessing = preprocessing_in(of_data[0] if of_data else {}, path)
     return method
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,12 @@ def apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return others, about_images
 
 
+def preprocessing(encoders: Iterable[Any]) -> dict[str, Any]:
+    """How images are read for the first encoder that knows; for the others the evaluation asks again."""
+    known = (one for one in encoders if one.preprocessing or one.channels != 3)
+    return next(({**one.preprocessing, "channels": one.channels} for one in known), {})
+
+
 def read_images(about_images: Sequence[str]) -> Any:
     """The data module that these options describe."""
     from ssl_zoo import data
@@ -102,6 +108,7 @@ def measure(options: Namespace, about_images: Sequence[str], recorded: dict[str,
                for name, given in names.items()}
     images = (read_images(about_images) if about_images else
               recorded_images(recorded, options.encoders[0], options.trust))
+    images.read_as(preprocessing(found.values()))
     images.prepare_data()
     images.setup("fit")
     versions = (options.output / f"version_{n}" for n in itertools.count())

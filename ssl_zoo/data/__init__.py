@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from ssl_zoo.data.digits import Digits
     from ssl_zoo.data.folder import ImageFolder
     from ssl_zoo.data.images import Images
+    from ssl_zoo.data.prepare import read_images
     from ssl_zoo.data.segmentation import Segmentation, read_segmentation
     from ssl_zoo.data.torchvision_sets import TorchvisionImages
 
-__all__ = ["ArrayImages", "Digits", "ImageFolder", "Images", "Segmentation", "TorchvisionImages", "read_segmentation"]
+__all__ = ["ArrayImages", "Digits", "ImageFolder", "Images", "Segmentation", "TorchvisionImages", "read_images",
+           "read_segmentation"]
 FILES = {"ArrayImages": "arrays", "Digits": "digits", "ImageFolder": "folder", "Images": "images",
-         "Segmentation": "segmentation", "TorchvisionImages": "torchvision_sets", "read_segmentation": "segmentation"}
+         "Segmentation": "segmentation", "TorchvisionImages": "torchvision_sets", "read_images": "prepare",
+         "read_segmentation": "segmentation"}
 
 
 def __getattr__(name: str) -> Any:

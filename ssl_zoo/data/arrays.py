@@ -31,8 +31,8 @@ class ArrayImages(Images):
     def __init__(self, path: str, batch_size: int = 256, train_images: int | None = None, channels: int = 3,
                  levels: Choice = "file"):
         super().__init__(batch_size, train_images)
-        self.path, self.levels = path, levels
         self.decoder = Decoder(channels, "file" if levels == "data" else levels)
+        self.path, self.levels = path, levels if levels == "data" else self.decoder.levels
 
     def load(self) -> tuple[Resident, Resident | None, list[str]]:
         if not Path(self.path).is_file():

@@ -83,19 +83,20 @@ class Decoder:
 
     def __post_init__(self) -> None:
         for name in ("channels", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {getattr(self, name)}")
         try:
-            ImageColor.getrgb(self.background)
+            ImageColor.getrgb(str(self.background))
         except ValueError:
             raise ValueError(f"background must be a colour such as white, gray or '#80ff00', not {self.background}"
                              ) from None
         if self.levels != "file":
-            low, high = self.levels
-            if not low < high or not math.isfinite(high - low):
-                raise ValueError(f"levels must be two rising numbers, the values that become black and white, not "
-                                 f"{list(self.levels)}")
-            object.__setattr__(self, "levels", (low, high))   # a list, as recipes and json have it, has no hash
+            given = tuple(self.levels) if isinstance(self.levels, list | tuple) else ()
+            numbers = [one for one in given if isinstance(one, int | float) and math.isfinite(one)]
+            if len(numbers) != 2 or len(given) != 2 or numbers[0] >= numbers[1]:
+                raise ValueError("levels must be two rising numbers, the values that become black and white, not "
+                                 f"{self.levels}")
+            object.__setattr__(self, "levels", given)   # a list, as recipes and json have it, has no hash
 
     def like(self, preprocessing: Mapping[str, Any]) -> Self:
         """This decoder with what an encoder's description says."""

@@ -56,8 +56,8 @@ class ImageFolder(Images):
                  cache_size: int = 256, labelled: Labelled = "auto", labels: str | None = None, channels: int = 3,
                  levels: Choice = "file", background: str = "white", max_pixels: int = MAX_PIXELS):
         super().__init__(batch_size, train_images, workers, strict)
-        self.levels = levels
         self.decoder = Decoder(channels, "file" if levels == "data" else levels, background, max_pixels)
+        self.levels = levels if levels == "data" else self.decoder.levels
         if not 0 < held_out < 1:
             raise ValueError(f"held_out is a share of each class between 0 and 1, not {held_out}")
         if labelled not in ("auto", True, False):

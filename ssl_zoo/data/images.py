@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -107,6 +108,9 @@ class Images(pl.LightningDataModule):
         decoder = self.decoder.like(preprocessing)
         if decoder == self.decoder and ("levels" not in preprocessing or self.levels == decoder.levels):
             return False
+        if self.levels not in ("file", "data", decoder.levels):
+            warnings.warn(f"the encoder's images had levels {decoder.levels}, and these are read with the same, not "
+                          f"with {self.levels}", stacklevel=2)
         self.decoder, self.levels = decoder, decoder.levels
         if self.loaded:
             self.loaded = False

@@ -234,6 +234,9 @@ class Report(pl.Callback):
                             recipe=report.whole_recipe(folder, pl_module))
         protocols = [one for found in evaluations(trainer) for one in found.protocols]
         said = f"\n{report.run_verdict(self.columns, self.last, self.before)}\n" * bool(metrics and self.last)
+        datamodule: Any = trainer.datamodule   # type: ignore[attr-defined]
+        if left_out := getattr(datamodule, "left_out", None):
+            said += "".join(f"\nleft out: {sentence}\n" for sentence in left_out.sentences)
         (folder / "report.txt").write_text(report.run_table(self.columns, protocols) + said)
         only = () if any(found.named for found in evaluations(trainer)) else report.SHOWN
         left = {"whole table": folder / "report.txt", "checkpoints": folder / "checkpoints", "exported encoder": path,

@@ -54,12 +54,15 @@ def evaluate(encoders: Mapping[str, Encoder], data: "Images", folder: Path, *,
     """
     chosen = choose(protocols, dense)
     make(folder)                                     # what is impossible is said before hours of work
+    own = data.decoder.preprocessing
     taken = Source(data, data.val_dataloader(), features or folder / "features", half)
     about = {"class": type(data).__name__, "classes": data.classes, "fingerprints": taken.fingerprints,
              "understood": data.summary.splitlines()}
     known, pictures = nothing_yet(chosen, origins or {}), []
     for name, encoder in encoders.items():
         try:
+            if data.read_as({**own, **encoder.preprocessing, "channels": encoder.channels}):
+                taken = Source(data, data.val_dataloader(), features or folder / "features", half)
             column = known.columns[name] = measure(name, encoder, taken, chosen, epochs)
         except ValueError as error:                  # about this encoder: the others are measured all the same
             known.failed[name] = str(error)
@@ -159,8 +162,13 @@ class Source:
             if missing := sorted(set(range(len(known))) - set(found.places.tolist())):
                 column.left_out.append(
                     f"{len(missing)} of {len(known)} {which} images, which could not be read, such as "
-                    f"{known[missing[0]]}; where they can be by now, delete {self.folder}")
+                    f"{known[missing[0]]}{self.why(part.source)}; where they can be by now, delete {self.folder}")
         return features
+
+    def why(self, source: Resident | Files) -> str:
+        """The counts of the reasons, unless all features were in the folder."""
+        kinds = source.left_out.kinds if isinstance(source, Files) else ""
+        return f" ({kinds} in all)" * bool(kinds)
 
     def views(self, encoder: Encoder) -> list[Features]:
         """The features of two views each of some training images."""
