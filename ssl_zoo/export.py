@@ -34,8 +34,7 @@ def save_encoder(encoder: encoders.Encoder, path: str | Path, *, size: int | Non
         "format": 1,
         "architecture": {"class": class_name(type(encoder)), "arguments": encoder.arguments, "dim": encoder.dim},
         "preprocessing": {**encoder.preprocessing, "channels": encoder.channels, "input": "uint8, or float in [0, 1]",
-                          "size": size, "resize": "the shorter side to 8/7 of the size, bilinear and antialiased; then "
-                          "the centre is cropped", "normalisation": "inside the encoder",
+                          "size": size, "normalisation": "inside the encoder",
                           "mean": encoder.arguments["mean"], "std": encoder.arguments["std"]},
         "metrics": metrics or {},
         "recipe": recipe,

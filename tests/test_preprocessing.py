@@ -1,5 +1,6 @@
 """The same files give the same features in a run, in an evaluation, and to whoever loads the encoder."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -47,16 +48,16 @@ def test_a_run_an_evaluation_and_a_stranger_get_the_same_features(root, tmp_path
 
 
 def test_an_evaluation_reads_the_images_for_each_encoder_as_its_own_were(root, tmp_path):
-    torch.manual_seed(0)
-    encoders = {name: described(NarrowResNet(4, 2, channels=5), levels=levels)
-                for name, levels in (("bright", [200, 900]), ("dark", [200, 6000]))}
-    encoders["unknown"] = NarrowResNet(4, 2, channels=5).eval()
+    weights = NarrowResNet(4, 2, channels=5)
+    encoders = {name: described(copy.deepcopy(weights), **seen) for name, seen in (
+        ("bright", {"levels": [200, 900]}), ("dark", {"levels": [200, 6000]}), ("unknown", {}))}
     alone = {name: evaluate({name: encoder}, images(root), tmp_path / name, protocols=["health"]).scores[name]
              for name, encoder in encoders.items()}
     both = evaluate(encoders, images(root), tmp_path / "all", protocols=["health"])
     for name in encoders:
         assert {score: value.value for score, value in both.scores[name].items()} == {
             score: value.value for score, value in alone[name].items()}
+    assert len({str(both.scores[name]["health/uniformity"].value) for name in encoders}) == 3
     assert any("health/alignment, positive and negative: " in said and "red, green and blue" in said
                for said in both.left_out)
 
