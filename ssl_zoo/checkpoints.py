@@ -63,7 +63,8 @@ def preprocessing_in(content: Mapping[str, Any], source: str | Path) -> dict[str
     said = content.get("preprocessing") or {}
     if not isinstance(said, Mapping):
         raise ValueError(f"{source} describes the images as {said}: take the file that ssl_zoo wrote")
-    return {name: said[name] for name in ("levels", "background", "size", "resize", "crop") if said.get(name) is not None}
+    known = ("levels", "background", "size", "resize", "crop")
+    return {name: said[name] for name in known if said.get(name) is not None}
 
 
 def header(path: Path) -> dict[str, Tensor]:
