@@ -54,15 +54,12 @@ def evaluate(encoders: Mapping[str, Encoder], data: "Images", folder: Path, *,
     """
     chosen = choose(protocols, dense)
     make(folder)                                     # what is impossible is said before hours of work
-    own = data.decoder.preprocessing
     taken = Source(data, data.val_dataloader(), features or folder / "features", half)
     about = {"class": type(data).__name__, "classes": data.classes, "fingerprints": taken.fingerprints,
              "understood": data.summary.splitlines()}
     known, pictures = nothing_yet(chosen, origins or {}), []
     for name, encoder in encoders.items():
         try:
-            if data.read_as({**own, **encoder.preprocessing, "channels": encoder.channels}):
-                taken = Source(data, data.val_dataloader(), features or folder / "features", half)
             column = known.columns[name] = measure(name, encoder, taken, chosen, epochs)
         except ValueError as error:                  # about this encoder: the others are measured all the same
             known.failed[name] = str(error)
@@ -107,6 +104,7 @@ def choose(protocols: Sequence[str | Protocol] | None, dense: Path | None) -> li
 
 def measure(name: str, encoder: Encoder, source: "Source", protocols: Sequence[Protocol], epochs: int | None) -> Column:
     """What all protocols find of one encoder; one that cannot be measured leaves a sentence."""
+    source.read_as(encoder)
     check_size(encoder, source.size)
     column = Column({"fingerprint": fingerprint(encoder), "features": encoder.dim, "images": {}}, {}, [], {}, {})
     parts = source.plain(name, encoder, column)
@@ -149,6 +147,13 @@ class Source:
         self.data, self.parts, self.folder, self.half = data, parts, folder, half
         self.size = parts[0].source.size
         self.fingerprints = [part.source.fingerprint() for part in parts]
+        self.own = data.decoder.preprocessing
+
+    def read_as(self, encoder: Encoder) -> None:
+        """Read the images as the encoder's own were; where that is unknown, as the data module says."""
+        if self.data.read_as({**self.own, **encoder.preprocessing, "channels": encoder.channels}):
+            self.parts = self.data.val_dataloader()
+            self.fingerprints = [part.source.fingerprint() for part in self.parts]
 
     def plain(self, name: str, encoder: Encoder, column: Column) -> list[Features]:
         """The features of each part; the column is told how many, and which images could not be read."""
