@@ -1,7 +1,7 @@
-"""Write the measured numbers into the headings of the recipes, from the records in results/: none is typed.
+"""Write measured numbers into the recipes' headings and the README, from the records in results/: none is typed.
 
-    python benchmarks/render.py            rewrite the `# Expected:` of every recipe that has a record
-    python benchmarks/render.py --check    only name the recipes whose heading and record differ; status 1 if any do
+    python benchmarks/render.py            rewrite each recipe's `# Expected:`, and what the quickstart prints
+    python benchmarks/render.py --check    only name the files that differ from their records; status 1 if any do
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 from ssl_zoo.cli.recipes import heading, shipped
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS, README = Path(__file__).parent / "results", Path(__file__).parents[1] / "README.md"
 PROTOCOLS = ("knn_instdisc", "linear_cached")
 
 
@@ -72,11 +72,24 @@ def rewritten(text: str, said: str) -> str:
     return re.sub(r"(?m)^# Expected: .*\n(#   .*\n)*", lambda _: "\n".join(lines) + "\n", text, count=1)
 
 
-if __name__ == "__main__":
-    recipes = shipped()
-    stale = [name for name, said in expected().items() if heading(recipes[name])["Expected"] != said]
+def readme() -> str:
+    """The README with what the quickstart prints, but for the line on the highest epochs, which are no result."""
+    shown = [f"    {line}\n" for line in figures("quickstart")["table"] if not line.startswith("highest")]
+    return re.sub(r"(?m)(?<=prints what it found and where it is:\n\n)(    .*\n)+", lambda _: "".join(shown),
+                  README.read_text(), count=1)
+
+
+def main() -> None:
+    recipes, said = shipped(), expected()
+    files = {recipes[name]: rewritten(recipes[name].read_text(), one) for name, one in said.items()
+             if heading(recipes[name])["Expected"] != one}
+    files |= {README: text} if (text := readme()) != README.read_text() else {}
     if "--check" not in sys.argv:
-        for name in stale:
-            recipes[name].write_text(rewritten(recipes[name].read_text(), expected()[name]))
-    elif stale:
-        sys.exit(f"heading and record differ in {', '.join(stale)}: python benchmarks/render.py")
+        for file, text in files.items():
+            file.write_text(text)
+    elif files:
+        sys.exit(f"{', '.join(map(str, files))} and the record differ: python benchmarks/render.py")
+
+
+if __name__ == "__main__":
+    main()
