@@ -87,8 +87,10 @@ def test_the_recipe_of_then_is_understood_as_it_was(folder):
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
     run(["fit", "--config", "recipe.yaml"])
     again = yaml.safe_load((folder / "runs/golden/version_0/config.yaml").read_text())
-    for name in ("projector", "temperature", "queue", "momentum", "symmetric", "splits", "contrast", "encoder",
-                 "optimizer", "schedule"):
+    for name in ("projector", "temperature", "queue", "momentum", "symmetric", "splits", "contrast", "optimizer",
+                 "schedule"):
         assert again["model"]["init_args"][name] == recipe["model"]["init_args"][name], name
-    row, row_then = (config["model"]["init_args"]["augment"]["init_args"]["views"][0] for config in (again, recipe))
-    assert row.items() >= row_then.items()
+    for part in (lambda model: model["encoder"]["init_args"], lambda model: model["augment"]["init_args"]["views"][0]):
+        now, then = (part(config["model"]["init_args"]) for config in (again, recipe))
+        assert now.items() >= then.items()
+    assert again["model"]["init_args"]["encoder"]["class_path"] == recipe["model"]["init_args"]["encoder"]["class_path"]
