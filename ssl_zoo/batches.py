@@ -50,7 +50,7 @@ def read(batch: Any, method: Any, loader: int) -> tuple[Tensor | Canvases | Crop
 
 
 def places_shown(images: Tensor, method: Any, loader: int, number: int) -> Tensor:
-    """A number of its own for each image that training shows: two may be the same image, which nobody knows."""
+    """A number of its own for each image that training shows: two may be the same image."""
     if any(isinstance(part, SampleTable) for part in method.modules()):
         raise ValueError(f"{type(method).__name__} keeps a row for each image, and this loader does not say which one "
                          "is which: let each batch be (images, labels, index), with an image's place in its data set")

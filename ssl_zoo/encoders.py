@@ -265,7 +265,7 @@ class Torchvision(Encoder):
             net.transform_input = True   # GoogLeNet's and Inception's weights were trained on pixels from -1 to 1
         last = [place for place, module in net.named_modules() if isinstance(module, nn.Linear)][-1:]
         if not last:
-            raise ValueError(f"torchvision's {name} ends in no linear layer, so that nobody knows where its features "
+            raise ValueError(f"torchvision's {name} ends in no linear layer, so that it is unclear where its features "
                              "are; choose another model, such as convnext_tiny")
         self.classifier = last[0]
         self.dim = net.get_submodule(self.classifier).in_features

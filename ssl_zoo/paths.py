@@ -43,7 +43,7 @@ def check_encoder(given: str) -> None:
         description(name)
     elif weights:
         check_weights(weights)
-    elif not may_be_model(name):
+    elif Path(name).is_file() or not may_be_model(name):
         raise ValueError(no_encoder(given))
 
 
@@ -119,7 +119,7 @@ def own_data(given: str, trusted: Sequence[str] = ()) -> Any:
     """
     recipe, source = own_recipe(given)
     if not isinstance(recipe, dict) or "data" not in recipe:
-        raise ValueError(f"nobody knows on which images to evaluate {given}: name them with --data, as in --data "
+        raise ValueError(f"{given} does not say on which images to evaluate it: name them with --data, as in --data "
                          "ImageFolder --data.root my_images")
     data = with_trusted(recipe["data"], trusted, source)
     if not isinstance(data, dict) or "class_path" not in data:
@@ -138,7 +138,7 @@ def plain_yaml(path: Path) -> Any:
 
 
 def own_recipe(given: str) -> tuple[Any, Path]:
-    """The recipe of the run that left a checkpoint or an exported encoder, None where nobody knows, and its file."""
+    """The recipe of the run that left a checkpoint or an exported encoder, None where it is unknown, and its file."""
     described, config = encoder_files(given)[1], Path(given).absolute().parent.parent / "config.yaml"
     if given.endswith(".ckpt") and config.is_file():
         return plain_yaml(config), config

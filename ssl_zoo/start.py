@@ -76,7 +76,7 @@ def steps(trainer: Any) -> int:
     """The number of optimiser steps of a run. The first call of a run loads its data.
 
     Raises:
-        ValueError: nobody knows it, because the loader has no length.
+        ValueError: it is unknown, because the loader has no length.
     """
     count = trainer.estimated_stepping_batches
     if not 0 < count < float("inf"):

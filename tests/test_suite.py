@@ -456,7 +456,7 @@ def test_without_data_an_encoder_is_measured_on_the_images_of_its_own_run(export
     recipe = {"data": {"class_path": "ssl_zoo.data.ArrayImages", "init_args": {"path": str(arrays)}}}
     run(["evaluate", exported("one", 0, recipe), "--output", str(tmp_path / "out"), "--protocols", "knn"])
     assert "knn_dino" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="nobody knows on which images to evaluate .*one.safetensors: name them"):
+    with pytest.raises(ValueError, match="one.safetensors does not say on which images to evaluate it: name them"):
         own_data(exported("one", 0))
 
 

@@ -20,7 +20,7 @@ def read_images(paths: Sequence[str | Path], encoder: Encoder, size: int | None 
         size: side of the images in pixels; that of the encoder's last evaluation if left out.
 
     Raises:
-        ValueError: a file cannot be read, or nobody knows the size.
+        ValueError: a file cannot be read, or the size is unknown.
     """
     size = size or encoder.preprocessing.get("size")
     if size is None:

@@ -19,7 +19,7 @@ class Origin(NamedTuple):
     """Where an encoder comes from."""
 
     path: Path      # its file
-    recipe: Any     # plain values, as the run stored them; None where nobody knows
+    recipe: Any     # plain values, as the run stored them; None where that is unknown
     untrained: bool = False   # a model by its name alone
 
 
