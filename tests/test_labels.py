@@ -11,7 +11,7 @@ from PIL import Image
 
 from ssl_zoo.cli.evaluate import read_images
 from ssl_zoo.data import ArrayImages, ImageFolder, TorchvisionImages
-from ssl_zoo.data.labels import as_places, in_order, testable
+from ssl_zoo.data.labels import as_places, class_order, testable
 from ssl_zoo.data.summary import Understood, summary
 from ssl_zoo.encoders import NarrowResNet
 from ssl_zoo.evaluation import suite
@@ -97,8 +97,8 @@ def test_labels_that_are_pickled_objects_are_refused_and_not_run(tmp_path):
 
 
 def test_names_of_classes_are_in_alphabetical_order_and_numbers_by_their_value():
-    assert in_order({"b", "a", "10"}) == ["10", "a", "b"]
-    assert in_order({"10", "9", "100"}) == ["9", "10", "100"]
+    assert class_order({"b", "a", "10"}) == ["10", "a", "b"]
+    assert class_order({"10", "9", "100"}) == ["9", "10", "100"]
 
 
 # What can be tested on

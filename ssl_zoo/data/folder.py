@@ -7,7 +7,7 @@ import torch
 from ssl_zoo.data.canvases import decode_once
 from ssl_zoo.data.decoding import MAX_PIXELS, SUFFIXES, Decoder
 from ssl_zoo.data.images import Images
-from ssl_zoo.data.labels import in_order, read_rows
+from ssl_zoo.data.labels import class_order, read_rows
 from ssl_zoo.data.layout import Labelled, Part, understand
 from ssl_zoo.data.levels import Choice, fitted
 from ssl_zoo.data.sources import Files
@@ -91,7 +91,7 @@ class ImageFolder(Images):
         rows = None if label_file is None else read_rows(label_file)
         layout = understand(root, SUFFIXES, self.folders, rows, label_file)
         names = {name for name in layout.train.classes if name is not None}
-        classes = sorted(names) if rows is None else in_order(names)
+        classes = sorted(names) if rows is None else class_order(names)
         train = self.files(layout.train, classes)
         self.understood = Understood(str(layout.root), layout.test_name, layout.notes, layout.left_out)
         if layout.test is not None:

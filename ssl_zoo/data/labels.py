@@ -115,7 +115,7 @@ def tails(path: str) -> Iterable[str]:
     return ("/".join(parts[start:]) for start in range(len(parts)))
 
 
-def in_order(names: Iterable[str]) -> list[str]:
+def class_order(names: Iterable[str]) -> list[str]:
     """Names of classes in alphabetical order, whole numbers by their value."""
     found = set(names)
     return sorted(found, key=int) if all(name.isdecimal() for name in found) else sorted(found)
@@ -151,13 +151,13 @@ def as_places(parts: Mapping[str, np.ndarray | None], names: Sequence[str] = ())
         return Places([None] * len(flat), [], notes)
     known = [labels for labels in flat.values() if labels is not None]
     words = {str(label) for labels in known for label in np.unique(labels)} - {""}
-    classes = list(names) or in_order(words)
+    classes = list(names) or class_order(words)
     numbers = {name: place for place, name in enumerate(classes)}
     numeric = all(labels.dtype.kind in "iufb" for labels in parts.values() if labels is not None)
     if names and (numeric or not words <= numbers.keys()):   # places among the names
         numbers = {str(place): place for place in range(len(names))}
     if unknown := words - numbers.keys():
-        raise ValueError(f"there is a label {in_order(unknown)[-1]}, and the {len(classes)} classes are "
+        raise ValueError(f"there is a label {class_order(unknown)[-1]}, and the {len(classes)} classes are "
                          f"{some_of(classes)}: name every class")
     return Places([None if labels is None else placed(labels, numbers) for labels in flat.values()], classes, [])
 
