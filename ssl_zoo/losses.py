@@ -61,11 +61,23 @@ def check_choice(what: str, given: Result, choices: Any) -> Result:
     return given
 
 
+def check_weight(name: str, weight: float, papers: float) -> float:
+    """Return `weight`, of one of two terms that share the loss, or raise if it is not between 0 and 1."""
+    if not 0 <= weight <= 1:
+        raise ValueError(f"{name} is a share of the loss, 0 to 1, not {weight}: the paper's is {papers}")
+    return weight
+
+
 def require_images(z: Tensor, method: str) -> Tensor:
     """Return the rows [N, ...] of all processes' images, or raise where there is one alone to compare."""
     if len(z) < 2:
         raise ValueError(f"{method} compares the images of a batch, and this batch has {len(z)}: raise the batch size")
     return z
+
+
+def gather_views(z: Tensor, method: str) -> Tensor:
+    """The projections of all processes' images [V, N, D] from this one's [V, B, D], with gradient."""
+    return require_images(distributed.gather(z.transpose(0, 1)), method).transpose(0, 1)
 
 
 @full_precision

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_zoo import distributed
-from ssl_zoo.losses import full_precision, nt_xent, require_images
+from ssl_zoo.losses import full_precision, gather_views, nt_xent
 
 
 def products(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -20,7 +20,7 @@ def products(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """
     z = F.normalize(z, dim=-1)
     views, batch, _ = z.shape
-    keys = require_images(distributed.gather(z.transpose(0, 1).contiguous()), "a multi-view loss").transpose(0, 1)
+    keys = gather_views(z, "a multi-view loss")                                          # [V, N, D]
     cosines = torch.einsum("vbd,wnd->vbwn", z, keys) / temperature                       # [V, B, V, N]
     own = torch.arange(batch, device=z.device) + batch * distributed.rank()
     own = own[None, :, None, None].expand(views, batch, views, 1)
@@ -64,7 +64,7 @@ def mv_dhel(z: Tensor, temperature: float) -> Tensor:
     """
     z = F.normalize(z, dim=-1)
     views, batch, _ = z.shape
-    keys = require_images(distributed.gather(z.transpose(0, 1).contiguous()), "a multi-view loss").transpose(0, 1)
+    keys = gather_views(z, "a multi-view loss")                                          # [V, N, D]
     cosines = torch.bmm(z, keys.mT) / temperature                                        # [V, B, N]
     own = torch.arange(batch, device=z.device)[None, :, None] + batch * distributed.rank()
     spread = cosines.scatter(2, own.expand(views, batch, 1), float("-inf")).logsumexp(2)             # [V, B]

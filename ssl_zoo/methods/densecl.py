@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_zoo.heads import mlp, pixel_mlp
-from ssl_zoo.losses import check_temperature, contrast, full_precision, queue_similarities, unit
+from ssl_zoo.losses import check_temperature, check_weight, contrast, full_precision, queue_similarities, unit
 from ssl_zoo.memory import MomentumEncoder, Queue
 from ssl_zoo.method import Batch, Method
 
@@ -30,13 +30,12 @@ class DenseCL(Method):
                  momentum: float = 0.999, dense_weight: float = 0.5, splits: int = 1, **kwargs: Any):
         super().__init__(**kwargs)
         self.augment.require_views("DenseCL")
-        if not 0 <= dense_weight <= 1:
-            raise ValueError(f"dense_weight is a share of the loss, 0 to 1, not {dense_weight}: the paper's is 0.5")
         self.projector = mlp(self.encoder.dim, *projector, norm=False)
         self.pixel_projector = pixel_mlp(self.encoder.dim, *projector, norm=False)
         self.momentum_encoder = MomentumEncoder(self.encoder, self.projector, self.pixel_projector)
         self.queue, self.pixel_queue = Queue(queue, projector[-1]), Queue(queue, projector[-1])
-        self.temperature, self.dense_weight = check_temperature(temperature), dense_weight
+        self.temperature = check_temperature(temperature)
+        self.dense_weight = check_weight("dense_weight", dense_weight, papers=0.5)
         self.momentum, self.splits = momentum, splits
 
     def training_loss(self, batch: Batch) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from ssl_zoo.heads import mlp
+from ssl_zoo.losses import check_weight
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.sketching import Directions, distance_to_centre, epps_pulley
 
@@ -29,12 +30,10 @@ class LeJEPA(Method):
         self.global_views = self.augment.require_views("LeJEPA", or_more=True, role="global")
         self.projector = mlp(self.encoder.dim, *projector)
         self.directions = Directions(projector[-1], directions)
-        if not 0 <= gaussian_weight <= 1:
-            raise ValueError(f"gaussian_weight is a share of the loss, 0 to 1, not {gaussian_weight}: the paper's is "
-                             "0.05")
         if knots < 2 or not limit > 0:
             raise ValueError(f"functions are compared at 2 or more frequencies above 0, not {knots} up to {limit}")
-        self.gaussian_weight, self.knots, self.limit = gaussian_weight, knots, limit
+        self.gaussian_weight = check_weight("gaussian_weight", gaussian_weight, papers=0.05)
+        self.knots, self.limit = knots, limit
 
     def training_loss(self, batch: Batch) -> Tensor:
         z = torch.stack([self.projector(self.encoder(view.images)) for view in batch.views])     # [V, B, D]

@@ -4,9 +4,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_zoo import distributed
 from ssl_zoo.heads import mlp
-from ssl_zoo.losses import full_precision, require_images
+from ssl_zoo.losses import check_weight, full_precision, gather_views
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.sketching import Directions, distance_to_centre, sliced_wasserstein
 
@@ -34,16 +33,13 @@ class VISReg(Method):
         self.global_views = self.augment.require_views("VISReg", or_more=True, role="global")
         self.projector = mlp(self.encoder.dim, *projector)
         self.directions = Directions(projector[-1], directions)
-        if not 0 <= gaussian_weight <= 1:
-            raise ValueError(f"gaussian_weight is a share of the loss, 0 to 1, not {gaussian_weight}: the paper's is "
-                             "0.9")
-        self.gaussian_weight, self.weights = gaussian_weight, (shape_weight, scale_weight, centre_weight)
+        self.gaussian_weight = check_weight("gaussian_weight", gaussian_weight, papers=0.9)
+        self.weights = shape_weight, scale_weight, centre_weight
 
     def training_loss(self, batch: Batch) -> Tensor:
         z = torch.stack([self.projector(self.encoder(view.images)) for view in batch.views])     # [V, B, D]
         prediction = distance_to_centre(z, self.global_views)
-        every = require_images(distributed.gather(z.transpose(0, 1)), "VISReg").transpose(0, 1)  # [V, N, D]
-        shape, scale, centre = parts = gaussian_parts(every, self.directions())
+        shape, scale, centre = parts = gaussian_parts(gather_views(z, "VISReg"), self.directions())
         self.log_dict({"loss/prediction": prediction.detach(), "loss/shape": shape.detach(),
                        "loss/scale": scale.detach(), "loss/centre": centre.detach()}, batch_size=len(batch.index))
         gaussian = (z.new_tensor(self.weights) * torch.stack(parts)).sum()
