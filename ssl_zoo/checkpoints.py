@@ -19,7 +19,7 @@ from ssl_zoo import encoders, paths
 from ssl_zoo.encoders import Encoder
 from ssl_zoo.schedules import WarmupCosine
 from ssl_zoo.views import Augmentation, ViewSpec
-from ssl_zoo.weights import load_strictly, read_state, require_same_tensors
+from ssl_zoo.weights import load_strictly, read_state, require_same_tensors, uncompiled
 
 
 def load_encoder(path: str | Path, *, kind: type[Encoder] | None = None) -> Encoder:
@@ -36,7 +36,8 @@ def load_encoder(path: str | Path, *, kind: type[Encoder] | None = None) -> Enco
         FileNotFoundError: one of the two files is missing.
         ValueError: the files name an unknown encoder, or a tensor is missing, unexpected or of another shape.
     """
-    architecture = paths.description(path)["architecture"]
+    said = paths.description(path)
+    architecture = said["architecture"]
     path, described = paths.encoder_files(path)
     if kind is None:
         own = {name: one for name, one in vars(encoders).items()
@@ -54,7 +55,7 @@ def load_encoder(path: str | Path, *, kind: type[Encoder] | None = None) -> Enco
         raise ValueError(f"{described} names {architecture['dim']} features, and the encoder that it describes has "
                          f"{encoder.dim}: take the two files that were written together")
     load_strictly(encoder, read_state(path), path)
-    encoder.preprocessing = preprocessing_in(paths.description(path), described)
+    encoder.preprocessing = preprocessing_in(said, described)
     return encoder.eval()
 
 
@@ -161,7 +162,7 @@ def load_method(path: str | Path, trusted: Sequence[str] = ()) -> Any:
         "augment": rows_alone(values.get("augment"), path), "schedule": WarmupCosine(),
         "optimizer": partial(torch.optim.SGD, lr=0.1)}
     make = partial(built, kind, needed, path, trusted)
-    state = {name.replace("_orig_mod.", ""): value for name, value in content["state_dict"].items()}   # if compiled
+    state = uncompiled(content["state_dict"])
     if not trusted:                                          # classes of one's own may change what they load
         require_size(make, state, path)
     method = make()

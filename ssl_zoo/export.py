@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 import ssl_zoo
 from ssl_zoo import encoders
 from ssl_zoo.paths import encoder_files
+from ssl_zoo.weights import uncompiled
 
 
 def save_encoder(encoder: encoders.Encoder, path: str | Path, *, size: int | None = None,
@@ -44,7 +45,8 @@ def save_encoder(encoder: encoders.Encoder, path: str | Path, *, size: int | Non
     text = json.dumps(description, indent=2, default=str)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_file({name: value.detach().cpu().contiguous() for name, value in state(encoder).items()}, path)
+        state = uncompiled(encoder.state_dict())
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
     except SafetensorError as error:      # a full disk, for one
         raise OSError(f"the encoder could not be written to {path}: {error}") from error
     description_path.write_text(text + "\n")
@@ -55,7 +57,7 @@ def fingerprint(encoder: encoders.Encoder) -> str:
     """A hash of the architecture and the weights, which changes when any of them does."""
     encoder = plain(encoder)
     digest = hashlib.blake2b(f"{type(encoder).__name__}{encoder.arguments}".encode(), digest_size=8)
-    for name, value in state(encoder).items():
+    for name, value in uncompiled(encoder.state_dict()).items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -70,11 +72,6 @@ def plain(encoder: Any) -> encoders.Encoder:
                              "encoder of ssl_zoo.encoders")
         encoder = inside
     return encoder
-
-
-def state(encoder: encoders.Encoder) -> dict[str, torch.Tensor]:
-    """The encoder's tensors by the names that they have where none of its parts is compiled."""
-    return {name.replace("_orig_mod.", ""): value for name, value in encoder.state_dict().items()}
 
 
 def class_name(kind: type[encoders.Encoder]) -> str:

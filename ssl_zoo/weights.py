@@ -104,6 +104,11 @@ def flat(tree: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]
             yield from flat(inside, f"{prefix}{name}.", seen)
 
 
+def uncompiled(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by the names that they have where no module is compiled."""
+    return {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+
+
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
     """Load `state` into `module`, or say in one sentence how the two differ and change nothing."""
     require_same_tensors(module, state, source)
