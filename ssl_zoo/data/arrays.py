@@ -31,8 +31,8 @@ class ArrayImages(Images):
     def __init__(self, path: str, batch_size: int = 256, train_images: int | None = None, channels: int = 3,
                  levels: Choice = "file"):
         super().__init__(batch_size, train_images)
-        self.decoder = Decoder(channels, "file" if levels == "data" else levels)
-        self.path, self.levels = path, levels if levels == "data" else self.decoder.levels
+        self.decode_by(levels, channels)
+        self.path = path
 
     def load(self) -> tuple[Resident, Resident | None, list[str]]:
         if not Path(self.path).is_file():
@@ -48,7 +48,6 @@ class ArrayImages(Images):
             test = resident(arrays["test_images"], test_labels, self.decoder) if "test_images" in arrays else None
         self.understood = Understood(self.path, notes=notes)
         return train, test, classes
-
 
     def fit_to(self, images: np.ndarray) -> None:
         """Measure the levels if they are the data's, or doubt them if they leave the images flat."""

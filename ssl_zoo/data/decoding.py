@@ -277,7 +277,7 @@ def from_samples(path: str | Path, samples: Samples, decoder: Decoder) -> Tensor
 
 
 def require_order(path: str | Path, samples: Samples, decoder: Decoder) -> None:
-    """Refuse pixels of which nobody could say which are black and which are white."""
+    """Refuse pixels of a type or range that does not say which values are black and white."""
     kind = samples.pixels.dtype.kind
     if kind not in "uif":
         raise Unreadable("unsupported", f"{path} has pixels of type {samples.pixels.dtype}, which are not dark or "

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from ssl_zoo.data.canvases import decode_once
-from ssl_zoo.data.decoding import MAX_PIXELS, SUFFIXES, Decoder
+from ssl_zoo.data.decoding import MAX_PIXELS, SUFFIXES
 from ssl_zoo.data.images import Images
 from ssl_zoo.data.labels import class_order, read_rows
 from ssl_zoo.data.layout import Labelled, Part, understand
@@ -56,8 +56,7 @@ class ImageFolder(Images):
                  cache_size: int = 256, labelled: Labelled = "auto", labels: str | None = None, channels: int = 3,
                  levels: Choice = "file", background: str = "white", max_pixels: int = MAX_PIXELS):
         super().__init__(batch_size, train_images, workers, strict)
-        self.decoder = Decoder(channels, "file" if levels == "data" else levels, background, max_pixels)
-        self.levels = levels if levels == "data" else self.decoder.levels
+        self.decode_by(levels, channels, background=background, max_pixels=max_pixels)
         if not 0 < held_out < 1:
             raise ValueError(f"held_out is a share of each class between 0 and 1, not {held_out}")
         if labelled not in ("auto", True, False):

@@ -15,7 +15,7 @@ from ssl_zoo import distributed
 from ssl_zoo.data.decoding import Decoder, LeftOut, Unread
 from ssl_zoo.data.labels import testable
 from ssl_zoo.data.levels import Choice
-from ssl_zoo.data.sources import Files, Loader, Order, Resident, in_order, none_readable, shuffled, some
+from ssl_zoo.data.sources import Files, Loader, Order, Resident, evenly, in_order, none_readable, shuffled, some
 from ssl_zoo.data.summary import Understood, summary
 from ssl_zoo.distributed import world_size
 from ssl_zoo.encoders import Encoder
@@ -60,8 +60,13 @@ class Images(pl.LightningDataModule):
         self.batch_size, self.train_images, self.workers, self.strict = batch_size, train_images, workers, strict
         self.loaded, self.said, self.order = False, False, shuffled
         self.understood = Understood(type(self).__name__)
-        self.decoder, self.levels = Decoder(), "file"   # a subclass may take others from its user
+        self.decode_by("file", channels=3)
         self.left_out = LeftOut()
+
+    def decode_by(self, levels: Choice, channels: int, **options: Any) -> None:
+        """Set how files become images; a subclass that takes this from its user calls it in its constructor."""
+        self.decoder = Decoder(channels, "file" if levels == "data" else levels, **options)
+        self.levels = levels if levels == "data" else self.decoder.levels
 
     @abstractmethod
     def load(self) -> tuple[Resident | Files, Resident | Files | None, list[str]]:
@@ -136,7 +141,7 @@ class Images(pl.LightningDataModule):
         if not isinstance(part, Files) or not len(part):
             return
         tried: dict[int, Unread] = {}
-        for place in np.unique(np.linspace(0, len(part) - 1, TRIED).astype(int)).tolist():
+        for place in evenly(len(part), TRIED):
             if isinstance(found := part.attempt(place), torch.Tensor):
                 return   # the loader names the others when it meets them
             tried[place] = found.require_disk()

@@ -6,10 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 from ssl_zoo.data.decoding import Decoder, Levels, Samples, stored_samples
-from ssl_zoo.data.sources import Files, load_ahead, some
+from ssl_zoo.data.sources import Files, evenly, load_ahead, some
 
 Choice = Literal["data"] | Levels
 MEASURED = 2000      # at most so many training images are measured for `levels: data`
@@ -55,8 +53,7 @@ def fitted(files: Files, choice: Choice, workers: int) -> Decoder:
     if choice == "data":
         found = load_ahead(Spreads(files), some(len(files), MEASURED).tolist(), workers)
         return replace(files.decoder, levels=measured(found))
-    places = np.unique(np.linspace(0, len(files) - 1, LOOKED_AT).astype(int)).tolist()
-    require_contrast((Spreads(files)[place] for place in places), files.decoder.levels)
+    require_contrast((Spreads(files)[place] for place in evenly(len(files), LOOKED_AT)), files.decoder.levels)
     return files.decoder
 
 

@@ -193,6 +193,11 @@ def some(images: int, wanted: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(images)[:wanted])
 
 
+def evenly(images: int, wanted: int) -> list[int]:
+    """At most `wanted` of `images` places, the first and the last and as many between them at even distances."""
+    return np.unique(np.linspace(0, images - 1, wanted).astype(int)).tolist()
+
+
 def centre(image: Tensor, size: int) -> Tensor:
     """The middle of a uint8 image [C, H, W], size x size: what runs and `ssl-zoo evaluate` show to an encoder."""
     return F.center_crop(F.resize(image, [short_side(size)], antialias=True), [size, size])
