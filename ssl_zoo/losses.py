@@ -68,7 +68,7 @@ def check_weight(name: str, weight: float, papers: float) -> float:
     return weight
 
 
-def require_images(z: Tensor, method: str) -> Tensor:
+def require_two_images(z: Tensor, method: str) -> Tensor:
     """Return the rows [N, ...] of all processes' images, or raise where there is one alone to compare."""
     if len(z) < 2:
         raise ValueError(f"{method} compares the images of a batch, and this batch has {len(z)}: raise the batch size")
@@ -77,7 +77,7 @@ def require_images(z: Tensor, method: str) -> Tensor:
 
 def gather_views(z: Tensor, method: str) -> Tensor:
     """The projections of all processes' images [V, N, D] from this one's [V, B, D], with gradient."""
-    return require_images(distributed.gather(z.transpose(0, 1)), method).transpose(0, 1)
+    return require_two_images(distributed.gather(z.transpose(0, 1)), method).transpose(0, 1)
 
 
 @full_precision
@@ -226,7 +226,7 @@ def global_contrast(z1: Tensor, z2: Tensor, averages: Tensor, temperature: Tenso
         gamma: share of this batch in the new averages.
     """
     positive, products = batch_similarities(z1, z2)                                      # [2B], [2B, 2N]
-    count = 2 * len(require_images(products.keys[::2], "SogCLR")) - 2                    # not itself and its positive
+    count = 2 * len(require_two_images(products.keys[::2], "SogCLR")) - 2                # not itself and its positive
     negative = products.matrix()
     averages, temperature = averages.repeat(2), temperature.to(positive.dtype).repeat(2)
     heat = negative.detach() / temperature[:, None]                                      # -inf where there is none

@@ -445,4 +445,4 @@ def test_alignment_alone_collapses_and_the_health_measure_says_so(cls):
 
 def test_a_loss_of_two_views_needs_two_images_or_says_so():
     with pytest.raises(ValueError, match="this batch has 1: raise the batch size"):
-        losses.require_images(torch.zeros(1, 3), "VICReg")
+        losses.require_two_images(torch.zeros(1, 3), "VICReg")

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from ssl_zoo.cli.evaluate import read_images
+from ssl_zoo.cli.evaluate import chosen_images
 from ssl_zoo.data import ArrayImages, ImageFolder, TorchvisionImages
 from ssl_zoo.data.labels import as_places, class_order, testable
 from ssl_zoo.data.summary import Understood, summary
@@ -251,7 +251,7 @@ def test_the_command_line_says_whether_folders_are_classes(word, classes, tmp_pa
     for place in ("one/good", "one/bad", "two/good", "two/bad"):
         folder(tmp_path / "set" / place.split("/")[0], **{place.split("/")[1]: 2})
     options = ["--data", "ImageFolder", "--data.root", str(tmp_path / "set"), "--data.labelled", word]
-    assert ready(read_images(options)).classes == classes
+    assert ready(chosen_images(options)).classes == classes
 
 
 def test_a_run_and_an_evaluation_measure_the_images_that_have_a_label(tmp_path):

@@ -19,7 +19,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     """
     others, about_images = apart(arguments)
     if "--data.help" in about_images:
-        read_images(about_images)   # prints it and ends
+        chosen_images(about_images)   # prints it and ends
     options = parser().parse_args(others)
     for name in options.protocols or ():
         protocols.check(name)
@@ -73,7 +73,7 @@ def preprocessing(encoders: Iterable[Any]) -> dict[str, Any]:
     return next(({**one.preprocessing, "channels": one.channels} for one in known), {})
 
 
-def read_images(about_images: Sequence[str]) -> Any:
+def chosen_images(about_images: Sequence[str]) -> Any:
     """The data module that these options describe."""
     from ssl_zoo import data
     from ssl_zoo.cli.fit import Parser
@@ -106,7 +106,7 @@ def measure(options: Namespace, about_images: Sequence[str], recorded: dict[str,
     found = {name: read_encoder(given, options.trust) for name, given in names.items()}
     origins = {name: Origin(Path(given), None if is_untrained(given) else own_recipe(given)[0], is_untrained(given))
                for name, given in names.items()}
-    images = (read_images(about_images) if about_images else
+    images = (chosen_images(about_images) if about_images else
               recorded_images(recorded, options.encoders[0], options.trust))
     images.read_as(preprocessing(found.values()))
     images.prepare_data()

@@ -15,7 +15,7 @@ from ssl_zoo import distributed
 from ssl_zoo.data.decoding import Decoder, LeftOut, Unread
 from ssl_zoo.data.labels import testable
 from ssl_zoo.data.levels import Choice
-from ssl_zoo.data.sources import Files, Loader, Order, Resident, evenly, in_order, none_readable, shuffled, some
+from ssl_zoo.data.sources import Files, Loader, Order, Resident, in_order, none_readable, shuffled, some, spaced
 from ssl_zoo.data.summary import Understood, summary
 from ssl_zoo.distributed import world_size
 from ssl_zoo.encoders import Encoder
@@ -141,7 +141,7 @@ class Images(pl.LightningDataModule):
         if not isinstance(part, Files) or not len(part):
             return
         tried: dict[int, Unread] = {}
-        for place in evenly(len(part), TRIED):
+        for place in spaced(len(part), TRIED):
             if isinstance(found := part.attempt(place), torch.Tensor):
                 return   # the loader names the others when it meets them
             tried[place] = found.require_disk()

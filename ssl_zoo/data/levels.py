@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from ssl_zoo.data.decoding import Decoder, Levels, Samples, stored_samples
-from ssl_zoo.data.sources import Files, evenly, load_ahead, some
+from ssl_zoo.data.sources import Files, load_ahead, some, spaced
 
 Choice = Literal["data"] | Levels
 MEASURED = 2000      # at most so many training images are measured for `levels: data`
@@ -53,7 +53,7 @@ def fitted(files: Files, choice: Choice, workers: int) -> Decoder:
     if choice == "data":
         found = load_ahead(Spreads(files), some(len(files), MEASURED).tolist(), workers)
         return replace(files.decoder, levels=measured(found))
-    require_contrast((Spreads(files)[place] for place in evenly(len(files), LOOKED_AT)), files.decoder.levels)
+    require_contrast((Spreads(files)[place] for place in spaced(len(files), LOOKED_AT)), files.decoder.levels)
     return files.decoder
 
 

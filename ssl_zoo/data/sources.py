@@ -193,7 +193,7 @@ def some(images: int, wanted: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(images)[:wanted])
 
 
-def evenly(images: int, wanted: int) -> list[int]:
+def spaced(images: int, wanted: int) -> list[int]:
     """At most `wanted` of `images` places, the first and the last and as many between them at even distances."""
     return np.unique(np.linspace(0, images - 1, wanted).astype(int)).tolist()
 

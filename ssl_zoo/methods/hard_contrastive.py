@@ -14,7 +14,7 @@ from ssl_zoo.losses import (
     contrast,
     full_precision,
     queue_similarities,
-    require_images,
+    require_two_images,
     unit,
 )
 from ssl_zoo.memory import MomentumEncoder, Queue
@@ -83,7 +83,7 @@ class HardContrastiveMoCo(Method):
 def hard_contrast(z1: Tensor, z2: Tensor, temperature: float, hardest: float) -> Tensor:
     """`nt_xent` of two views [B, D] in which only this share of each row's negatives counts, the hardest."""
     positive, negative = batch_similarities(z1, z2)                                      # [2B], [2B, 2N]
-    require_images(negative.keys[::2], "HardContrastive")
+    require_two_images(negative.keys[::2], "HardContrastive")
 
     def rows(cosines: Tensor, positive: Tensor) -> Tensor:
         return contrast(positive, keep(cosines, hardest, absent=2), temperature, reduction="none")

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ssl_zoo import distributed
 from ssl_zoo.heads import mlp
-from ssl_zoo.losses import full_precision, off_diagonal, require_images
+from ssl_zoo.losses import full_precision, off_diagonal, require_two_images
 from ssl_zoo.method import Batch, Method
 
 
@@ -33,7 +33,7 @@ class VICReg(Method):
     def training_loss(self, batch: Batch) -> Tensor:
         z1, z2 = (self.projector(self.encoder(view.images)) for view in batch.views)     # [B, D] each
         invariance = mean_square(z1, z2)
-        every1, every2 = (require_images(distributed.gather(z), "VICReg") for z in (z1, z2))
+        every1, every2 = (require_two_images(distributed.gather(z), "VICReg") for z in (z1, z2))
         variance = (missing_deviation(every1) + missing_deviation(every2)) / 2
         covariance = shared_variance(every1) + shared_variance(every2)
         self.log_dict({"loss/invariance": invariance.detach(), "loss/variance": variance.detach(),
