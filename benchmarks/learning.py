@@ -15,7 +15,7 @@ from record import data, record
 
 from ssl_zoo.cli.fit import Cli
 from ssl_zoo.cli.messages import quiet
-from ssl_zoo.cli.recipes import find
+from ssl_zoo.cli.recipes import path_of
 from ssl_zoo.evaluation import Report
 
 RECIPE = "cifar10/simclr_cpu"
@@ -46,8 +46,8 @@ def run(recipe: str, images: Sequence[str], seed: int, folder: str, extra: Seque
         callbacks: Sequence[pl.Callback] = ()) -> dict:
     """Train by a recipe's name: seed, steps, seconds and what its report holds, by column."""
     start = time.perf_counter()
-    cli = Cli(["--config", find(recipe), "--seed_everything", str(seed), "--trainer.logger.save_dir", folder, *images,
-               *extra], run=False)
+    cli = Cli(["--config", path_of(recipe), "--seed_everything", str(seed), "--trainer.logger.save_dir", folder,
+               *images, *extra], run=False)
     cli.trainer.callbacks.extend(callbacks)
     cli.trainer.fit(cli.model, cli.datamodule)
     report = next(callback for callback in cli.trainer.callbacks if isinstance(callback, Report))

@@ -38,7 +38,7 @@ def read(batch: Any, method: Any, loader: int) -> tuple[Tensor | Canvases | Crop
         batch = [next((batch[name] for name in names if name in batch), None) for names in (IMAGES, LABELS, INDEX)]
     images, labels, index, *_ = [*batch, None, None] if isinstance(batch, tuple | list) else [batch, None, None]
     trainer, number = method.trainer, count(method.trainer, loader)
-    images = plain(images, first=number == 0)
+    images = as_bytes(images, first=number == 0)
     if images.shape[1] == 1:   # gray
         images = images.expand(-1, len(method.encoder.mean), -1, -1)
     if not is_whole(labels, len(images)):
@@ -67,7 +67,7 @@ def places_evaluated(images: Tensor, method: Any, loader: int, number: int) -> T
     return own * distributed.world_size() + distributed.rank()
 
 
-def plain(images: Any, first: bool) -> Tensor:
+def as_bytes(images: Any, first: bool) -> Tensor:
     """The images of a loader of one's own as uint8 [B, C, H, W]; only in a `first` batch is their range looked at."""
     if not isinstance(images, Tensor) or images.ndim != 4:
         shape = f" {list(images.shape)}" if isinstance(images, Tensor) else ""

@@ -48,7 +48,7 @@ def load_encoder(path: str | Path, *, kind: type[Encoder] | None = None) -> Enco
         raise ValueError(f"{described} names the encoder {architecture['class']}, which this version of ssl_zoo does "
                          f"not have; if it is yours, give its class: load_encoder(path, kind={name}), or on the "
                          f"command line --trust my_module.{name}")
-    make = partial(built, kind, architecture["arguments"], described)
+    make = partial(instance, kind, architecture["arguments"], described)
     require_size(make, header(path), path)
     encoder = make()
     if architecture.get("dim", encoder.dim) != encoder.dim:
@@ -103,7 +103,7 @@ def read_encoder(given: str, trusted: Sequence[str] = ()) -> Encoder:
     if paths.is_exported(name):
         said = paths.description(name)["architecture"]["class"]
         path = paths.class_path(said, trusted, name)
-        return load_encoder(name, kind=find(path, Encoder, name) if path in trusted else None)
+        return load_encoder(name, kind=class_at(path, Encoder, name) if path in trusted else None)
     if (build := encoders.named(name)) is None:
         raise ValueError(paths.no_encoder(given))
     return build(weights=weights or None)
@@ -155,13 +155,13 @@ def load_method(path: str | Path, trusted: Sequence[str] = ()) -> Any:
         raise ValueError(f"{path} does not say how to build its encoder: it is of a run built in Python, where you "
                          "write it with ssl_zoo.save_encoder(method.evaluated, path), or of another program, whose "
                          f"encoder you name: resnet50={path}")
-    kind = find(paths.class_path(values["_class_path"], trusted, path), Method, path)
+    kind = class_at(paths.class_path(values["_class_path"], trusted, path), Method, path)
     needed = {name: value for name, value in values.items()
               if name not in ("_class_path", "_instantiator", "augment", "optimizer", "schedule")}
     needed = paths.with_trusted(needed, trusted, path) | {
         "augment": rows_alone(values.get("augment"), path), "schedule": WarmupCosine(),
         "optimizer": partial(torch.optim.SGD, lr=0.1)}
-    make = partial(built, kind, needed, path, trusted)
+    make = partial(instance, kind, needed, path, trusted)
     state = uncompiled(content["state_dict"])
     if not trusted:                                          # classes of one's own may change what they load
         require_size(make, state, path)
@@ -193,7 +193,7 @@ def rows_alone(augment: Any, source: str | Path) -> Augmentation:
                          "take a checkpoint that ssl-zoo fit left") from error
 
 
-def find(path: str, base: type, source: str | Path) -> Any:
+def class_at(path: str, base: type, source: str | Path) -> Any:
     """The class of an import path; raises one sentence if there is none, or if it is not a subclass of `base`."""
     module, _, name = path.rpartition(".")
     try:
@@ -208,7 +208,7 @@ def find(path: str, base: type, source: str | Path) -> Any:
     return kind
 
 
-def built(kind: type, values: Mapping[str, Any], source: str | Path, trusted: Sequence[str] = ()) -> Any:
+def instance(kind: type, values: Mapping[str, Any], source: str | Path, trusted: Sequence[str] = ()) -> Any:
     """An object from a file's plain values. Where these name a class it is made; a string is never more than a string.
 
     Raises:
@@ -241,5 +241,5 @@ def revived(value: Any, source: str | Path, trusted: Sequence[str]) -> Any:
     if "class_path" not in value:
         return {name: revived(one, source, trusted) for name, one in value.items()}
     path = value["class_path"]
-    kind = find(path, object if path in trusted else nn.Module, source)
-    return built(kind, {**paths.mapping(value, "init_args"), **paths.mapping(value, "dict_kwargs")}, source, trusted)
+    kind = class_at(path, object if path in trusted else nn.Module, source)
+    return instance(kind, {**paths.mapping(value, "init_args"), **paths.mapping(value, "dict_kwargs")}, source, trusted)

@@ -29,7 +29,7 @@ def save_encoder(encoder: encoders.Encoder, path: str | Path, *, size: int | Non
     Returns:
         The path written.
     """
-    encoder = plain(encoder)
+    encoder = unwrapped(encoder)
     path, description_path = encoder_files(path)
     description = {
         "format": 1,
@@ -55,7 +55,7 @@ def save_encoder(encoder: encoders.Encoder, path: str | Path, *, size: int | Non
 
 def fingerprint(encoder: encoders.Encoder) -> str:
     """A hash of the architecture and the weights, which changes when any of them does."""
-    encoder = plain(encoder)
+    encoder = unwrapped(encoder)
     digest = hashlib.blake2b(f"{type(encoder).__name__}{encoder.arguments}".encode(), digest_size=8)
     for name, value in uncompiled(encoder.state_dict()).items():
         digest.update(name.encode())
@@ -63,7 +63,7 @@ def fingerprint(encoder: encoders.Encoder) -> str:
     return digest.hexdigest()
 
 
-def plain(encoder: Any) -> encoders.Encoder:
+def unwrapped(encoder: Any) -> encoders.Encoder:
     """The encoder itself, out of what torch.compile or DistributedDataParallel has put around it."""
     while not isinstance(encoder, encoders.Encoder):
         inside = getattr(encoder, "_orig_mod", getattr(encoder, "module", None))

@@ -46,7 +46,7 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 
 
-class Part(NamedTuple):
+class Location(NamedTuple):
     """Tensors of a file that a backbone may be loaded from."""
 
     prefix: str
@@ -93,7 +93,7 @@ def taken(net: nn.Module, state: Mapping[str, Tensor], source: str | Path,
     return prefix, found
 
 
-def part(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str | Path) -> Part:
+def part(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str | Path) -> Location:
     """Where in the file the backbone is; the names decide, and among equals the words before them."""
     places: dict[str, list[str]] = {}                        # by the end of a name, what stands before it
     for name in state:
@@ -106,7 +106,7 @@ def part(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str | P
         hits = Counter(prefix for name in wanted for prefix in places.get(renamed(name, layout), ()))
         most = max(hits.values(), default=0)
         if most > best:
-            best, fits = most, [Part(prefix, layout) for prefix, count in hits.items() if count == most]
+            best, fits = most, [Location(prefix, layout) for prefix, count in hits.items() if count == most]
     if best < len(wanted) / 2:
         raise ValueError(f"{source} does not hold this encoder's weights, such as {wanted[0]}: it holds "
                          f"{looks_like(state)}")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ssl_zoo import load_encoder
 from ssl_zoo.cli import run
-from ssl_zoo.cli.evaluate import apart
+from ssl_zoo.cli.evaluate import split_options
 from ssl_zoo.cli.messages import expected, parse_error, way_out
 from ssl_zoo.cli.preview import RECIPES
 from ssl_zoo.pictures import GAP
@@ -457,9 +457,9 @@ def test_a_command_answers_in_a_fraction_of_the_time_that_torch_takes_to_import(
 
 def test_options_of_a_data_set_are_told_apart_from_those_of_evaluate():
     words = "one --data ImageFolder --half --data.root=x two --data.size 32 --output y --data.cache"
-    assert apart(words.split()) == (["one", "--half", "two", "--output", "y"],
+    assert split_options(words.split()) == (["one", "--half", "two", "--output", "y"],
                                     ["--data", "ImageFolder", "--data.root=x", "--data.size", "32", "--data.cache"])
-    assert apart(["--data.seed", "-1", "one"]) == (["one"], ["--data.seed", "-1"])
+    assert split_options(["--data.seed", "-1", "one"]) == (["one"], ["--data.seed", "-1"])
 
 
 def test_every_option_of_a_recipe_is_one_of_preview(capsys):

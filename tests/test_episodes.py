@@ -16,8 +16,8 @@ from ssl_zoo.evaluation.episodes import (
     by_transport,
     draw,
     fewshot,
-    share,
     standardise,
+    transport_plan,
     with_images,
 )
 from ssl_zoo.evaluation.features import Features
@@ -117,7 +117,7 @@ def test_shares_are_the_rows_of_sinkhorns_plan():
     prototypes, queries = normal(5, 6), normal(30, 6, seed=1)
     plan = plan_by_loops(prototypes, queries)
     assert plan.sum(1).tolist() == pytest.approx([1 / 5] * 5)
-    found = share(prototypes[None], queries[None])[0]
+    found = transport_plan(prototypes[None], queries[None])[0]
     assert torch.allclose(found, torch.from_numpy(5 * plan), atol=2e-4)
     assert torch.allclose(found.sum(1), torch.ones(5).double())
     assert torch.allclose(found.sum(0), torch.full((30,), 1 / 6).double(), atol=1e-3)   # each query is given away
@@ -131,7 +131,7 @@ def test_little_entropy_gives_the_best_transport(monkeypatch):
     sums = np.concatenate([np.kron(np.eye(3), np.ones(12)), np.kron(np.ones(3), np.eye(12))])
     best = linprog(cost.flatten(), A_eq=sums, b_eq=[1 / 3] * 3 + [1 / 12] * 12).x.reshape(3, 12)
     monkeypatch.setattr(episodes, "EPSILON", 0.002)
-    assert torch.allclose(share(prototypes[None], queries[None])[0], torch.from_numpy(3 * best), atol=1e-3)
+    assert torch.allclose(transport_plan(prototypes[None], queries[None])[0], torch.from_numpy(3 * best), atol=1e-3)
 
 
 def test_endless_entropy_moves_every_prototype_to_the_mean_of_the_queries(monkeypatch):

@@ -15,7 +15,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from ssl_zoo import distributed, methods
 from ssl_zoo.assignment import sinkhorn
 from ssl_zoo.contract import seeded
-from ssl_zoo.contract.gloo import share
+from ssl_zoo.contract.gloo import own_part
 from ssl_zoo.data import ArrayImages
 from ssl_zoo.encoders import Encoder, NarrowResNet
 from ssl_zoo.heads import PixelPropagation
@@ -185,7 +185,7 @@ def batches(method, count):
 def example(cls, *rows, steps=1, **options):
     """A method and a batch, after `steps` - 1 other batches, in float64."""
     method = seeded(lambda: small(cls, *rows, **options)).double()
-    *earlier, batch = (share(batch, None) for batch in batches(method, steps))
+    *earlier, batch = (own_part(batch, None) for batch in batches(method, steps))
     for other in earlier:
         method.training_loss(other)
     return method, batch

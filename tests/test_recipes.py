@@ -114,8 +114,8 @@ def test_a_file_in_the_current_folder_goes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("cifar10").mkdir()
     Path("cifar10/simclr.yaml").write_text("trainer: {}\n")
-    assert recipes.find("cifar10/simclr") == recipes.find("cifar10/simclr.yaml") == "cifar10/simclr.yaml"
-    assert recipes.find("cifar10/moco") == str(ROOT / "recipes/cifar10/moco.yaml")
+    assert recipes.path_of("cifar10/simclr") == recipes.path_of("cifar10/simclr.yaml") == "cifar10/simclr.yaml"
+    assert recipes.path_of("cifar10/moco") == str(ROOT / "recipes/cifar10/moco.yaml")
 
 
 def test_settings_in_place_of_a_file_are_left_to_the_parser():

@@ -12,7 +12,7 @@ from typing import Any
 
 from ssl_zoo import contract
 from ssl_zoo.cli.messages import Options, did_you_mean
-from ssl_zoo.cli.recipes import find as find_recipe
+from ssl_zoo.cli.recipes import path_of
 
 # Sizes of constructor arguments by their names, at most, so that a method trains in a second: a recipe's are a GPU's.
 SMALL = {"queue": 20, "prototypes": 6, "splits": 2, "hardest": 8, "pairs": 4, "with_query": 3, "start": 0,
@@ -49,7 +49,7 @@ def check(arguments: Sequence[str]) -> None:
     checks = options.checks or list(contract.NAMES)
     if missing := [name for name in checks if name not in contract.NAMES]:
         raise ValueError(f"there is no check {missing[0]}{did_you_mean(missing[0], contract.NAMES)}")
-    build, said = small_method(options.method, options.config and Path(find_recipe(options.config)), rest)
+    build, said = small_method(options.method, options.config and Path(path_of(options.config)), rest)
     print(said)
     failed = 0
     for result in contract.results(build, checks):
@@ -68,13 +68,13 @@ def small_method(name: str | None, recipe: Path | None, options: Sequence[str]) 
         if not isinstance(model, dict) or "class_path" not in model:
             raise ValueError(f"{recipe} names no method: it needs model: class_path")
     given = model.setdefault("init_args", {})
-    given |= sizes(find(model["class_path"]), given) | PARTS
+    given |= sizes(class_called(model["class_path"]), given) | PARTS
     rows = given.get("augment", {}).get("views")
-    tries = VIEWS if rows is None else {"the recipe's views": reduced(rows)}
+    tries = VIEWS if rows is None else {"the recipe's views": small_rows(rows)}
     errors = []
     for views, rows in tries.items():
         given["augment"] = {"views": rows}
-        build = functools.partial(built, ("--model", json.dumps(model), *options))
+        build = functools.partial(method_of, ("--model", json.dumps(model), *options))
         try:
             method = build()
         except ValueError as error:        # perhaps it wants another number of views
@@ -88,7 +88,7 @@ def small_method(name: str | None, recipe: Path | None, options: Sequence[str]) 
     raise errors[0]
 
 
-def built(arguments: Sequence[str]) -> Any:
+def method_of(arguments: Sequence[str]) -> Any:
     """The method that these options describe."""
     from ssl_zoo.cli.fit import Parser
     from ssl_zoo.method import Method
@@ -97,7 +97,7 @@ def built(arguments: Sequence[str]) -> Any:
     return parser.instantiate_classes(parser.parse_args(list(arguments))).model
 
 
-def find(path: str) -> type:
+def class_called(path: str) -> type:
     """A class by its import path, or one of ssl_zoo's methods by its name."""
     from importlib import import_module
     module, _, name = path.rpartition(".")
@@ -123,7 +123,7 @@ def sizes(kind: type, given: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def reduced(rows: Any) -> list[dict[str, Any]]:
+def small_rows(rows: Any) -> list[dict[str, Any]]:
     """A recipe's rows of views, with the largest at 16 pixels."""
     from ssl_zoo.views.specs import PRESETS
     if isinstance(rows, str):

@@ -17,7 +17,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     ENCODER is an exported encoder (.safetensors), a training checkpoint (.ckpt), or a model of torchvision or timm by
     name, with weights from a file: resnet50=resnet50.pth. A name alone is that model untrained.
     """
-    others, about_images = apart(arguments)
+    others, about_images = split_options(arguments)
     if "--data.help" in about_images:
         chosen_images(about_images)   # prints it and ends
     options = parser().parse_args(others)
@@ -52,7 +52,7 @@ def parser() -> Options:
     return parser
 
 
-def apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """The options of evaluate itself, and those of a data set, which are only known once its class is imported."""
     others: list[str] = []
     about_images: list[str] = []
@@ -84,11 +84,11 @@ def chosen_images(about_images: Sequence[str]) -> Any:
 
 def recorded_images(recorded: dict[str, Any], source: str, trusted: Sequence[str]) -> Any:
     """The data module that a run's file describes: its values are values, whatever they look like."""
-    from ssl_zoo.checkpoints import built, find
+    from ssl_zoo.checkpoints import class_at, instance
     from ssl_zoo.data import Images
     path = recorded["class_path"]
-    kind = find(path if "." in path else f"ssl_zoo.data.{path}", Images, source)
-    return built(kind, mapping(recorded, "init_args"), source, trusted)
+    kind = class_at(path if "." in path else f"ssl_zoo.data.{path}", Images, source)
+    return instance(kind, mapping(recorded, "init_args"), source, trusted)
 
 
 def measure(options: Namespace, about_images: Sequence[str], recorded: dict[str, Any]) -> None:

@@ -72,7 +72,7 @@ def with_recipes(arguments: Sequence[str]) -> list[str]:
     """
     words = list(arguments)
     for place, value in configs(words):
-        words[place] = words[place].removesuffix(value) + find(value)
+        words[place] = words[place].removesuffix(value) + path_of(value)
     return words
 
 
@@ -86,7 +86,7 @@ def configs(arguments: Sequence[str]) -> Iterator[tuple[int, str]]:
             yield place, value
 
 
-def find(name: str) -> str:
+def path_of(name: str) -> str:
     """The path of the recipe called `name`: a file of that path in the current folder, or else a shipped one."""
     for path in (Path(name), Path(f"{name}.yaml"), shipped().get(name.removesuffix(".yaml"))):
         if path is not None and path.is_file():

@@ -96,7 +96,7 @@ def steps(build: Build, rank: int | None = None) -> list[Step]:
     learning = {name: p for name, p in method.named_parameters() if p.requires_grad}
     for batch in batches(method):
         method.zero_grad()
-        loss = loss_of(method, share(batch, rank))
+        loss = loss_of(method, own_part(batch, rank))
         loss.backward()
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in learning.values()])
         if rank is not None:
@@ -112,7 +112,7 @@ def steps(build: Build, rank: int | None = None) -> list[Step]:
     return found
 
 
-def share(batch: Batch, rank: int | None) -> Batch:
+def own_part(batch: Batch, rank: int | None) -> Batch:
     """One process's part of a batch, or all of it, in float64."""
     def part(x: Any) -> Any:
         return x if rank is None else x.chunk(PROCESSES)[rank]

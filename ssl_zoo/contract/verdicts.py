@@ -43,7 +43,7 @@ def results(build: Build, checks: Iterable[str] = NAMES) -> Iterator[Result]:
         start = time.monotonic()
         passed, said = True, (CHECKS[name].__doc__ or "").splitlines()[0].rstrip(".")
         try:
-            with quiet(), isolate_rng():
+            with silence(), isolate_rng():
                 CHECKS[name](build)
         except (Exception, SystemExit) as error:
             passed, said = False, gloo.sentence(error)
@@ -51,7 +51,7 @@ def results(build: Build, checks: Iterable[str] = NAMES) -> Iterator[Result]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Without what Lightning and the compiler say of runs that nobody will look at; the caller's seed stays."""
     seed = os.environ.get("PL_GLOBAL_SEED")
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "torch")]

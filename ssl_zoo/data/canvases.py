@@ -74,7 +74,7 @@ def decode_once(files: Files, folder: str, size: int, workers: int) -> Decoded:
             raise OSError(f"{len(files)} decoded images could not be kept in {path.parent} ({error.strerror or error}):"
                           " make room there, give another --data.cache, or leave it out to decode in every epoch"
                           ) from error
-        opened.cache_clear()
+        mapped.cache_clear()
     return Decoded(Canvas(path, Reduced(files, size)), files.names, files.labels, files.size, files.decoder,
                    files.left_out)
 
@@ -132,10 +132,10 @@ class Reduced:
 
     def __getitem__(self, i: int) -> Tensor | Unread:
         found = self.files.attempt(i)
-        return found if isinstance(found, Unread) else reduced(found, self.size).contiguous()
+        return found if isinstance(found, Unread) else shrunk(found, self.size).contiguous()
 
 
-def reduced(image: Tensor, size: int) -> Tensor:
+def shrunk(image: Tensor, size: int) -> Tensor:
     """The image [C, H, W], reduced to at most `size` pixels in its shorter side and twice that in its longer one."""
     sides = image.shape[-2:]
     scale = min(Fraction(1), Fraction(size, min(sides)), Fraction(2 * size, max(sides)))
@@ -154,7 +154,7 @@ class Canvas:
         self.path, self.images = path, images
 
     def __call__(self, i: int) -> Tensor:
-        file, index = opened(self.path, len(self.images.files))
+        file, index = mapped(self.path, len(self.images.files))
         entry, channels = index[i], self.images.files.decoder.channels
         content = bytearray(os.pread(file, length(entry, channels), entry["offset"]))
         if len(content) < length(entry, channels) or zlib.crc32(content) != entry["checksum"]:
@@ -174,7 +174,7 @@ class Canvas:
 
 
 @functools.cache
-def opened(path: Path, images: int) -> tuple[int, np.ndarray]:
+def mapped(path: Path, images: int) -> tuple[int, np.ndarray]:
     """A file and its index, read once in each process, so that a source sent to a worker carries only the path."""
     file = os.open(path, os.O_RDONLY)
     index = read_index(file, images)

@@ -124,7 +124,7 @@ class Reading(NamedTuple):
         if len(tests) > 1 and not trains and not others:
             raise ValueError(f"{where} has parts to test on, {' and '.join(tests)}, and none to train on: give one of "
                              "them as --data.root, or call it train")
-        if trains and (tests or apart(folders, trains[0])):
+        if trains and (tests or stands_apart(folders, trains[0])):
             train, inside = self.within(stepped(folders[trains[0]]), f"{inside}{trains[0]}/")
         elif not trains and (trains := training_folders(folders, tests)):
             train = [picture for picture in pictures if picture.below and picture.below[0] in trains]
@@ -239,7 +239,7 @@ def outward(pictures: list[Picture]) -> list[Picture]:
     return pictures
 
 
-def apart(folders: Mapping[str, Sequence[Picture]], train: str) -> bool:
+def stands_apart(folders: Mapping[str, Sequence[Picture]], train: str) -> bool:
     """Whether a folder called train is a part and no class: what stands beside it is nothing like it."""
     others = [name for name in folders if name != train]
     has_classes = len(by_folder(stepped(folders[train]))) > 1

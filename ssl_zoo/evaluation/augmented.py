@@ -131,7 +131,7 @@ def learn(recipe: Recipe, encoder: Encoder, train: TrainingBatches, classes: int
     name, batch, steps = named(recipe, epochs), train.batch_size, len(train)
     require_steps(name, epochs, batch, steps)
     seed, device, augment = distributed.run_seed(), encoder.mean.device, crop_and_flip(size, encoder.channels)
-    with apart(seed, device), tqdm(total=epochs * steps, desc=name, unit="step", file=sys.stderr, disable=None) as bar:
+    with alone(seed, device), tqdm(total=epochs * steps, desc=name, unit="step", file=sys.stderr, disable=None) as bar:
         model = assemble(encoder, classes, recipe.frozen)
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], momentum=0.9, nesterov=True)
 
@@ -158,7 +158,7 @@ def assemble(encoder: Encoder, classes: int, frozen: bool) -> nn.Sequential:
 
 
 @contextmanager
-def apart(seed: int, device: torch.device) -> Iterator[None]:
+def alone(seed: int, device: torch.device) -> Iterator[None]:
     """In float32 and with gradients, whatever the caller's mode, and with random numbers (dropout's) of its own."""
     with (torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False),
           torch.random.fork_rng([device] if device.type == "cuda" else [])):

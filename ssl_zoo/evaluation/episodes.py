@@ -102,10 +102,10 @@ def standardise(x: Tensor) -> Tensor:
 
 def align(prototypes: Tensor, queries: Tensor) -> Tensor:
     """Move prototypes [E, W, D] to the means of the queries [E, M, D], weighted by what the plan sends to each."""
-    return share(prototypes, queries) @ queries
+    return transport_plan(prototypes, queries) @ queries
 
 
-def share(prototypes: Tensor, queries: Tensor) -> Tensor:
+def transport_plan(prototypes: Tensor, queries: Tensor) -> Tensor:
     """[E, W, M]: the rows of the optimal transport plan from the prototypes to the queries, each divided by its sum.
 
     Sinkhorn's algorithm in logarithms; costs are squared distances over the largest of the episode, both margins

@@ -67,7 +67,7 @@ def of_one_recipe(recipes: Mapping[str, Any]) -> tuple[list[list[str]], list[str
             if known:
                 other, seeds = known[0]
                 said.append(f"{name} and {next(iter(seeds.values()))} are not seeds of one recipe: they differ in "
-                            f"{apart(own, other)}")
+                            f"{differing(own, other)}")
             known.append((own, {seed: name}))
         elif seed in same:
             said.append(f"{name} has seed {seed}, as {same[seed]} has, and counts for no other seed")
@@ -85,7 +85,7 @@ def settings(recipe: Any, place: str = "") -> dict[str, Any]:
     return {name: value for one in below for name, value in one.items()} if inside else {place: recipe}
 
 
-def apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """The places where two recipes differ, the first three with their values."""
     places = sorted(place for place in one.keys() | other.keys() if one.get(place) != other.get(place))
     shown = [f"{place} ({one.get(place)} and {other.get(place)})" for place in places[:3]]

@@ -40,7 +40,7 @@ class Extra:
     """
 
     def __init__(self, entries: Sequence[Any], size: int):
-        self.modules, self.size = [built(entry) for entry in entries], size
+        self.modules, self.size = [module_of(entry) for entry in entries], size
         for module in self.modules:
             require_usable(module, size)
 
@@ -75,7 +75,7 @@ class Drawn(NamedTuple):
         return images
 
 
-def built(entry: Any) -> AugmentationBase2D:
+def module_of(entry: Any) -> AugmentationBase2D:
     """Build the module that an entry of `extra` describes, on the CPU; raises a ValueError if it cannot."""
     if isinstance(entry, AugmentationBase2D):
         refuse(type(entry))
