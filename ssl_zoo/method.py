@@ -10,9 +10,10 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
 from ssl_zoo import batches, start
+from ssl_zoo.course import Course
 from ssl_zoo.encoders import Encoder, evaluation_mode
 from ssl_zoo.optim import Group, Schedules, built, parameter_groups
-from ssl_zoo.schedules import WarmupCosine, through
+from ssl_zoo.schedules import WarmupCosine
 from ssl_zoo.views import Augmentation, Canvases, Crops, Key, View
 from ssl_zoo.weights import require_same_tensors
 
@@ -50,7 +51,7 @@ class Method(pl.LightningModule):
             self.save_hyperparameters()
         self.encoder = encoder
         self.augment = augment
-        self.optimizer, self.schedule = optimizer, schedule
+        self.optimizer, self.schedule, self.course = optimizer, schedule, Course()
 
     @abstractmethod
     def training_loss(self, batch: Batch) -> Tensor:
@@ -71,11 +72,7 @@ class Method(pl.LightningModule):
     @property
     def progress(self) -> float:
         """Share of the optimiser steps done, 0 to 1; 0 without a trainer. A loss reads `batch.progress` instead."""
-        try:
-            trainer = self.trainer
-        except RuntimeError:   # Lightning's, where none is attached
-            return 0.0
-        return trainer.global_step / start.steps(trainer)
+        return self.course.progress(self)
 
     def encode(self, images: Tensor) -> Tensor:
         """Features [B, dim] float32 of `images`, in evaluation mode, without autocast: what evaluation calls."""
@@ -90,6 +87,9 @@ class Method(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         start.require_ready(self, self.trainer)
+
+    def on_train_start(self) -> None:
+        self.course.resume(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = start.loss_of(self, batch)
@@ -109,11 +109,12 @@ class Method(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = built(self.optimizer, parameter_groups(self, groups := self.groups()))
-        # Counting the steps loads the data, which here would come before Lightning restores a checkpoint's place in
-        # them: a run resumed in mid-epoch would start the epoch's images again. So count at the first step.
-        scheduler = Schedules(optimizer, self.schedule, groups,
-                              lambda step: through(step, start.steps(self.trainer)) if step else 0.0)
+        scheduler = Schedules(optimizer, self.schedule, groups, lambda step: self.course.on_schedule(self, step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["course"] = self.course.save(self)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.course.load(self, checkpoint)
         require_same_tensors(self, checkpoint["state_dict"], "the checkpoint")

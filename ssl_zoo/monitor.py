@@ -17,7 +17,6 @@ from tqdm import tqdm
 from ssl_zoo.distributed import run_folder
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.pictures import Tile, publish, sheet
-from ssl_zoo.start import steps
 
 
 class Progress(pl.callbacks.ProgressBar):
@@ -52,13 +51,13 @@ class Progress(pl.callbacks.ProgressBar):
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.say("evaluating the untrained encoder")
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.bar is not None:
-            self.bar.reset(total=steps(trainer) * trainer.accumulate_grad_batches)
-            self.bar.n = self.bar.initial = trainer.fit_loop.total_batch_idx + 1   # not 0 after a resume
-
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
                              batch_idx: int) -> None:
+        if self.bar is not None and self.bar.total is None:
+            assert isinstance(pl_module, Method)
+            done = trainer.fit_loop.total_batch_idx   # not 0 after a resume
+            self.bar.reset(total=done + pl_module.course.left(trainer) * trainer.accumulate_grad_batches)
+            self.bar.n = self.bar.initial = done
         of = f" of {trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
         self.say(f"pretraining, epoch {trainer.current_epoch + 1}{of}")
 

@@ -1,6 +1,7 @@
 """Which parameters decay, how fast each learns, and the optimiser that a recipe names beside torch's own."""
 
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.sgd import sgd
 
 __all__ = ["LARS", "Group", "Schedules", "parameter_groups"]
+ESSENTIAL = {"momentum", "betas", "rho", "alpha"}    # options that tell families of optimisers apart
 
 
 def constant(progress: float) -> float:
@@ -68,14 +70,52 @@ def parameter_groups(module: nn.Module, groups: Sequence[Group] = ()) -> list[di
 def built(optimizer: Callable[[Any], Optimizer], groups: list[dict[str, Any]]) -> Optimizer:
     """The optimiser of these groups of parameters.
 
+    Where it goes on from a checkpoint, its options stay those that it was made with, and its state says its class.
+
     Raises:
         ValueError: one of its options is null or of another type, or out of its range.
     """
     try:
-        return optimizer(groups)
+        made = optimizer(groups)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the optimizer cannot be made ({error}): give its options numbers that it takes, or leave "
                          "them out for their defaults, where they stand as null") from error
+    made.register_state_dict_post_hook(with_class)
+    made.register_load_state_dict_pre_hook(with_own_options)
+    return made
+
+
+def class_of(optimizer: Optimizer) -> str:
+    """The import path of an optimiser's class, such as torch.optim.SGD."""
+    kind = type(optimizer)
+    module = "torch.optim" if getattr(torch.optim, kind.__name__, None) is kind else kind.__module__
+    return f"{module}.{kind.__qualname__}"
+
+
+def with_class(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    state["class"] = class_of(optimizer)
+
+
+def with_own_options(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved state whose groups have this optimiser's own options: what a recipe says now decides, not what it said.
+
+    The lr of the step at hand stays the saved one, until `Schedules.resume` sets it. Values in a group that are none of
+    the constructor's options, such as a step size that the optimiser estimates, are state and stay saved too.
+
+    Raises:
+        ValueError: the state is another optimiser's.
+    """
+    own, saved = optimizer.param_groups, state["param_groups"]
+    kind = state.get("class")
+    # checkpoints that do not name the class yet have at least its options' names
+    if kind not in (None, class_of(optimizer)) or ESSENTIAL & own[0].keys() - saved[0].keys():
+        raise ValueError(f"the checkpoint's optimizer is {kind or 'another one'}, whose state {class_of(optimizer)} "
+                         "cannot go on from: name that of the checkpoint, or start a new run from its encoder, ssl-zoo "
+                         "export CHECKPOINT and then --model.encoder.weights")
+    options = {*inspect.signature(type(optimizer)).parameters, "initial_lr"} - {"lr", "params"}
+    groups = [group | {name: mine[name] for name in options & mine.keys()}
+              for group, mine in zip(saved, own, strict=False)]       # torch refuses other numbers of groups
+    return {**state, "param_groups": [*groups, *saved[len(own):]]}
 
 
 def by_decay(parameters: Iterable[nn.Parameter], **options: Any) -> list[dict[str, Any]]:
@@ -159,9 +199,24 @@ class Schedules(LambdaLR):
 
     def step(self, epoch: int | None = None) -> None:
         super().step(epoch)
+        self.set_decays()
+
+    def set_decays(self) -> None:
         for made, group in zip(self.optimizer.param_groups, self.groups, strict=True):
             if callable(group.weight_decay) and made["params"][0].ndim > 1:      # biases and norms never decay
                 made["weight_decay"] = group.weight_decay(self.progress(self.last_epoch))
 
+    def resume(self) -> None:
+        """Set the rates and decays of the step at hand, once `progress` knows how far a resumed run is."""
+        self._last_lr = [base * rate(self.last_epoch)
+                         for base, rate in zip(self.base_lrs, self.lr_lambdas, strict=True)]
+        for made, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            made["lr"] = lr
+        self.set_decays()
+
     def state_dict(self) -> dict[str, Any]:
         return {name: value for name, value in super().state_dict().items() if name not in ("groups", "progress")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state with the learning rates that this run's optimiser was made with."""
+        super().load_state_dict({**state_dict, "base_lrs": self.base_lrs})

@@ -118,7 +118,7 @@ def test_a_loader_hands_over_the_key_of_each_batch(monkeypatch, process):
     process(1, 2)
     loader = Loader(resident(24), 4, training=True)
     loader.set_epoch(2)
-    loader.load_state_dict({"epoch": 2, "batch": 1})
+    loader.load_state_dict({"epoch": 2, "batch": 1})     # as older checkpoints say it
     assert [batch[3] for batch in loader] == [Key(SEED, 2, 1, 1), Key(SEED, 2, 2, 1)]
     assert [batch[3] for batch in Loader(resident(8), 2)] == [Key(0, 0, 0, 0)] * 2      # nothing is drawn from it
 

@@ -25,7 +25,7 @@ TOLERANCE = 1e-5            # in float64; another machine's kernels differ by le
 @pytest.fixture(autouse=True)
 def schedule_of_then(monkeypatch):
     """A run of n steps ended at the learning rate of n - 1 of n; now it ends at the schedule's last."""
-    monkeypatch.setattr("ssl_zoo.method.through", lambda step, steps: step / steps)
+    monkeypatch.setattr("ssl_zoo.course.through", lambda step, steps: step / steps)
 
 
 @pytest.fixture

@@ -210,7 +210,8 @@ def short_side(size: int) -> int:
 class Loader:
     """The batches of a data set, in an order that is a function of (seed, epoch) and this process's rank.
 
-    It keeps no random state. Its only state is its place in the epoch, which Lightning's checkpoints save.
+    It keeps no random state. Its only state is its place in the epoch, in images of all processes, which Lightning's
+    checkpoints save.
 
     Args:
         source: the images.
@@ -227,7 +228,9 @@ class Loader:
                  training: bool = False, strict: bool = False, order: Order = shuffled):
         self.source, self.batch_size, self.workers = source, batch_size, workers
         self.training, self.strict, self.order = training, strict, order
-        self.epoch, self.start, self.done = 0, 0, 0
+        self.epoch = 0
+        self.shown = 0        # images that all processes have seen in this epoch
+        self.running = False  # whether an epoch has begun, which the next pass does not go on with
 
     @property
     def sampler(self) -> "Loader":
@@ -235,39 +238,70 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         if epoch != self.epoch:   # after a checkpoint of an epoch's end Lightning announces the next one
-            self.epoch, self.start = epoch, 0
+            self.epoch, self.shown, self.running = epoch, 0, False
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "batch": self.done}
+        return {"epoch": self.epoch, "shown": self.shown, "images": len(self.source)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.epoch, self.start = state["epoch"], state["batch"]
+        """Go on after the images of an epoch that were shown, by however many processes in batches of whatever size.
+
+        Of another number of images the same share counts as shown, though these are others: their order is another.
+        """
+        shown = state["shown"] if "shown" in state else state["batch"] * self.together   # as older checkpoints have it
+        self.epoch, self.running = state["epoch"], False
+        self.shown = shown * len(self.source) // state.get("images", len(self.source))
+
+    def settle(self, batches: int, per_step: int) -> int:
+        """Let the rest of an epoch be whole steps, at least one, and return how many of its batches count as done.
+
+        Where the images that were shown are no whole number of steps, the least number of them is shown again.
+
+        Args:
+            batches: that the trainer takes from an epoch.
+            per_step: batches that accumulate for a step.
+        """
+        done = min(batches - 1, max(batches - self.left, self.shown // self.together))
+        done -= done % per_step
+        self.shown = max(0, min(self.shown, len(self.source) - (batches - done) * self.together))
+        return done
+
+    @property
+    def together(self) -> int:
+        """Images in a batch of all processes."""
+        return self.batch_size * distributed.world_size()
+
+    @property
+    def left(self) -> int:
+        """Batches of a training epoch that are left after those that were shown."""
+        return (len(self.source) - self.shown) // self.together
 
     def __len__(self) -> int:
         images, processes = len(self.source), distributed.world_size()
         if self.training:
-            return images // (self.batch_size * processes)
+            return images // self.together
         return -(-len(range(distributed.rank(), images, processes)) // self.batch_size)
 
     def plan(self) -> list[Request]:
-        """This process's share of the epoch."""
+        """This process's share of what is left of the epoch."""
         if not self.training:
             mine = np.arange(distributed.rank(), len(self.source), distributed.world_size())
             return [Request(mine[i:i + self.batch_size], None) for i in range(0, len(mine), self.batch_size)]
         seed, rank, processes = distributed.run_seed(), distributed.rank(), distributed.world_size()
-        places, wanted = self.order(seed, self.epoch, len(self.source)), len(self) * self.batch_size * processes
+        places, wanted = self.order(seed, self.epoch, len(self.source)), self.shown + self.left * self.together
         if len(places) < wanted:
             raise ValueError(f"the order of epoch {self.epoch} has {len(places)} images, and its {len(self)} batches "
                              f"need {wanted}: let it repeat some")
-        batches = np.ascontiguousarray(places[:wanted]).reshape(len(self), processes, self.batch_size)
-        return [Request(batch[rank], Key(seed, self.epoch, i, rank)) for i, batch in enumerate(batches)]
+        batches = np.ascontiguousarray(places[self.shown:wanted]).reshape(self.left, processes, self.batch_size)
+        return [Request(batch[rank], Key(seed, self.epoch, i, rank))
+                for i, batch in enumerate(batches, len(self) - self.left)]
 
     def __iter__(self) -> Iterator[tuple[Tensor | Canvases | Crops, Tensor, Tensor, Key]]:
-        self.done, self.start = self.start, 0
-        plan = self.plan()[self.done:]
+        self.shown = 0 if self.running else self.shown
+        self.running, plan = True, self.plan()
         for request, batch in zip(plan, self.load(plan), strict=True):
             self.report(batch[2], batch[3])
-            self.done += 1
+            self.shown += self.together
             yield *batch[:3], request.key or PLAIN
 
     def image(self, place: int) -> Tensor:
