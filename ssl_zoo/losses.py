@@ -19,9 +19,15 @@ Result = TypeVar("Result")
 
 
 def full_precision(loss: Callable[..., Result]) -> Callable[..., Result]:
-    """Run `loss` with autocast off and its half-precision tensors as float32: exp(1 / 0.07) overflows float16."""
+    """Run `loss` with autocast off and its half-precision tensors as float32: exp(1 / 0.07) overflows float16.
+
+    A tensor without rows, of which a mean would be NaN, gets a sentence.
+    """
 
     def widen(x: Any) -> Any:
+        if isinstance(x, Tensor) and x.ndim and not len(x):
+            raise ValueError(f"{loss.__name__} was given a tensor of shape {list(x.shape)}, which has no rows: give it "
+                             "one image or more")
         return x.float() if isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16) else x
 
     @functools.wraps(loss)

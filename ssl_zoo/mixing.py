@@ -48,6 +48,8 @@ def draw_mixture(key: Key, batch: int, hardest: int, pairs: int, with_query: int
 @full_precision
 def hardest_keys(query: Tensor, queue: Tensor, hardest: int) -> Tensor:
     """The places [B, hardest] in a queue [K, D], unit norm, of the keys most similar to each query [B, D]."""
+    if hardest > len(queue):
+        raise ValueError(f"a queue of {len(queue)} keys has no {hardest} hardest: lower hardest, or lengthen the queue")
     return (F.normalize(query, dim=-1) @ queue.T).topk(hardest).indices
 
 

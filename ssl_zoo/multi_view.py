@@ -8,6 +8,13 @@ from ssl_zoo import distributed
 from ssl_zoo.losses import full_precision, gather_views, nt_xent
 
 
+def require_views(z: Tensor) -> Tensor:
+    """Return the projections [V, B, D], or raise where there are no two views to pair."""
+    if len(z) < 2:
+        raise ValueError(f"a multi-view loss pairs two or more views of an image, not {len(z)}: draw more views")
+    return z
+
+
 def products(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """The cosines, divided by the temperature, of all views of this process's images with all views of all images.
 
@@ -18,7 +25,7 @@ def products(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         The positives [V, B, V]: of each view with the views of its own image, itself among them. And all others
         [V, B, V, N], with -inf in place of the positives; N counts the images of all processes.
     """
-    z = F.normalize(z, dim=-1)
+    z = F.normalize(require_views(z), dim=-1)
     views, batch, _ = z.shape
     keys = gather_views(z, "a multi-view loss")                                          # [V, N, D]
     cosines = torch.einsum("vbd,wnd->vbwn", z, keys) / temperature                       # [V, B, V, N]
@@ -62,7 +69,7 @@ def mv_dhel(z: Tensor, temperature: float) -> Tensor:
         z: projections [V, B, D], any scale.
         temperature: divides the cosines, > 0.
     """
-    z = F.normalize(z, dim=-1)
+    z = F.normalize(require_views(z), dim=-1)
     views, batch, _ = z.shape
     keys = gather_views(z, "a multi-view loss")                                          # [V, N, D]
     cosines = torch.bmm(z, keys.mT) / temperature                                        # [V, B, N]
@@ -87,12 +94,13 @@ def poly_view(z: Tensor, temperature: float) -> Tensor:
 
 def pairwise(z: Tensor, temperature: float) -> Tensor:
     """The mean of `nt_xent` over the pairs of views [V, B, D]."""
+    z = require_views(z)
     return torch.stack([nt_xent(z[a], z[b], temperature) for a in range(len(z)) for b in range(a)]).mean()
 
 
 @full_precision
 def average(z: Tensor, temperature: float) -> Tensor:
     """The mean over views of `nt_xent` of one and the mean of the others, all of unit norm: [V, B, D]."""
-    z = F.normalize(z, dim=-1)
+    z = F.normalize(require_views(z), dim=-1)
     others = (z.sum(0) - z) / (len(z) - 1)
     return torch.stack([nt_xent(one, other, temperature) for one, other in zip(z, others, strict=True)]).mean()

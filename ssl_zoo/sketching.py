@@ -50,6 +50,13 @@ def scrambled(numbers: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
+def require_images(z: Tensor) -> Tensor:
+    """Return the projections [V, N, D], or raise where there is no image to project."""
+    if not z.shape[1]:
+        raise ValueError(f"projections of shape {list(z.shape)} are of no image: give one or more")
+    return z
+
+
 @full_precision
 def epps_pulley(z: Tensor, directions: Tensor, knots: int = 17, limit: float = 3.0) -> Tensor:
     """The distance of projections from a standard Gaussian by their characteristic functions along directions.
@@ -68,7 +75,7 @@ def epps_pulley(z: Tensor, directions: Tensor, knots: int = 17, limit: float = 3
     gaussian = (-t.square() / 2).exp()                                                    # [knots]
     steps = torch.full_like(t, 2 * limit / (knots - 1))
     steps[-1] /= 2                             # and the first counts nothing: both functions are 1 at 0
-    angles = (z @ directions.to(z.dtype))[..., None] * t                                  # [V, B, S, knots]
+    angles = (require_images(z) @ directions.to(z.dtype))[..., None] * t                     # [V, B, S, knots]
     found = torch.stack([angles.cos().mean(1), angles.sin().mean(1)])                     # [2, V, S, knots]
     real, imaginary = distributed.gather(found[None]).mean(0)
     distance = (real - gaussian).square() + imaginary.square()
@@ -87,7 +94,7 @@ def sliced_wasserstein(z: Tensor, directions: Tensor) -> Tensor:
     """
     places = torch.arange(1, z.shape[1] + 1, dtype=torch.float64, device=z.device) / (z.shape[1] + 1)
     quantiles = torch.special.ndtri(places).to(z.dtype)                                   # [N]
-    return ((z @ directions.to(z.dtype)).sort(1).values - quantiles[:, None]).square().mean()
+    return ((require_images(z) @ directions.to(z.dtype)).sort(1).values - quantiles[:, None]).square().mean()
 
 
 @full_precision

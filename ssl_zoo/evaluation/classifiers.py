@@ -178,6 +178,8 @@ def nearest_class_mean(x: Tensor, labels: Tensor, classes: int) -> Linear:
 def judge(name: str, fit: Callable[[Tensor, Tensor, int], Linear], train: Features,
           test: Features) -> dict[str, Score]:
     """The accuracies of the classifier that `fit` makes of features, labels and the number of classes."""
+    require_finite(train.x, "training")
+    require_finite(test.x, "test")
     classes = int(torch.maximum(train.labels.max(), test.labels.max())) + 1
     return accuracies(name, fit(train.x, train.labels, classes).predict(test.x), test.labels)
 

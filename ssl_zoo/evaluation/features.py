@@ -102,14 +102,22 @@ def finite(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, torch.inf, -1).isfinite()
 
 
+def require_rows(x: Tensor) -> Tensor:
+    """Return the features [..., D], or raise where there are none to measure."""
+    if not x.numel():
+        raise ValueError(f"features of shape {list(x.shape)} hold no number, and nothing is measured: give one image "
+                         "or more, and an encoder with one or more features")
+    return x
+
+
 def require_finite(x: Tensor, part: str = "", names: Sequence[str] | None = None) -> None:
-    """Raises a ValueError that names the first images whose features [..., D] are not finite.
+    """Raises a ValueError where there are no features, and one that names the first images whose are not finite.
 
     Args:
         part: of the data set, for the message.
         names: of the images, row by row; their numbers where left out.
     """
-    wrong = (~finite(x)).flatten().nonzero()[:, 0].tolist()
+    wrong = (~finite(require_rows(x))).flatten().nonzero()[:, 0].tolist()
     if wrong:
         here = f" of the {part} part" * bool(part)
         raise ValueError(not_finite([names[row] if names else f"row {row}{here}" for row in wrong[:3]], len(wrong),

@@ -100,7 +100,7 @@ def kept_and_held(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation, each [2, D]: first 0 and 1, which leave features as they are, then those of `x` [N, D]."""
-    mean, std = (values.to(x.dtype) for values in moments(x))
+    mean, std = (values.to(torch.promote_types(x.dtype, torch.float32)) for values in moments(x))
     return torch.stack([torch.zeros_like(mean), mean]), torch.stack([torch.ones_like(std), std])
 
 
@@ -139,7 +139,7 @@ def train_heads(train: Features, kept: Tensor, mean: Tensor, std: Tensor, lr: Te
 def standardised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """`x` [B, D] standardised by each of `mean` and `std` [I, D]: [I, B, D + 1], with a last column of 1 for the bias.
     """
-    with_one = x.new_empty(len(mean), len(x), mean.shape[1] + 1)
+    with_one = mean.new_empty(len(mean), len(x), mean.shape[1] + 1)
     with_one[..., -1] = 1
     torch.sub(x, mean[:, None], out=with_one[..., :-1]).div_(std[:, None])
     return with_one

@@ -7,6 +7,7 @@ import torch
 from lightly.utils.debug import std_of_l2_normalized
 from torch import Tensor
 
+from ssl_zoo.evaluation.features import require_rows
 from ssl_zoo.losses import full_precision, unit
 
 COLLAPSED_STD, COLLAPSED_RANK = 0.02, 1.2   # below; untrained encoders have 0.1 and 28 or more on photographs
@@ -34,14 +35,16 @@ class Similarities(NamedTuple):
     negatives: Distribution   # of views of two images
 
 
+@torch.no_grad()
 def feature_std(x: Tensor) -> float:
     """Mean deviation of the unit features along their axes, times sqrt(D): 1 if they fill the sphere, 0 at collapse.
 
-    Sec. 4.1 of SimSiam, arXiv:2011.10566.
+    Sec. 4.1 of SimSiam, arXiv:2011.10566. NaN for one image.
     """
-    return full_precision(std_of_l2_normalized)(x).item() * math.sqrt(x.shape[1])
+    return full_precision(std_of_l2_normalized)(require_rows(x)).item() * math.sqrt(x.shape[1])
 
 
+@torch.no_grad()
 def rankme(x: Tensor, chunk: int = 1000) -> float:
     """Effective rank of `x` [N, D]: the exponential of the entropy of its singular values' shares, 1 to min(N, D).
 
@@ -50,7 +53,7 @@ def rankme(x: Tensor, chunk: int = 1000) -> float:
     are rounding of that matrix and count as 0. The result differs from the decomposition's by less than a thousandth,
     and by less than a millionth for healthy features.
     """
-    tall = x if len(x) >= x.shape[1] else x.T
+    tall = x if len(require_rows(x)) >= x.shape[1] else x.T
     gram = x.new_zeros(tall.shape[1], tall.shape[1], dtype=torch.float64)
     for rows in tall.split(chunk):
         rows = rows.double()
@@ -61,12 +64,13 @@ def rankme(x: Tensor, chunk: int = 1000) -> float:
     return torch.exp(-(shares * shares.log()).sum()).item()
 
 
+@torch.no_grad()
 def uniformity(x: Tensor, t: float = 2.0, chunk: int = 1024) -> float:
     """log of the mean of exp(-t d^2) over all pairs of unit features; 0 at collapse, lower is more even.
 
     Eq. (2) of Wang and Isola, arXiv:2005.10242. NaN for one image.
     """
-    parts = unit(x).split(chunk)
+    parts = unit(require_rows(x)).split(chunk)
     total = 0.0
     for i, rows in enumerate(parts):
         for j, others in enumerate(parts[:i + 1]):
@@ -76,6 +80,7 @@ def uniformity(x: Tensor, t: float = 2.0, chunk: int = 1024) -> float:
     return math.log(total / pairs) if pairs else math.nan
 
 
+@torch.no_grad()
 def alignment(x: Tensor, y: Tensor, chunk: int = 1024) -> float:
     """Mean squared distance of the unit features of two views, [N, D] each: 0 if they agree, 4 if they are opposite.
 
@@ -86,6 +91,7 @@ def alignment(x: Tensor, y: Tensor, chunk: int = 1024) -> float:
     return sum((unit(a) - unit(b)).square().sum().item() for a, b in pairs) / len(x)
 
 
+@torch.no_grad()
 def tolerance(x: Tensor, labels: Tensor, chunk: int = 1024) -> Tolerance:
     """Mean cosine of images of one class: once over all pairs of images, once over the pairs of one class alone.
 
@@ -99,7 +105,7 @@ def tolerance(x: Tensor, labels: Tensor, chunk: int = 1024) -> Tolerance:
     known = labels >= 0
     if not known.any():
         raise ValueError(f"tolerance compares images of one class, and none of {len(labels)} has a label")
-    x, (classes, members) = x[known], labels[known].unique(return_inverse=True)
+    x, (classes, members) = require_rows(x)[known], labels[known].unique(return_inverse=True)
     sums = x.new_zeros(len(classes), x.shape[1], dtype=torch.float64)
     squares = 0.0
     for rows, own in zip(x.split(chunk), members.split(chunk), strict=True):
@@ -112,6 +118,7 @@ def tolerance(x: Tensor, labels: Tensor, chunk: int = 1024) -> Tolerance:
     return Tolerance(total / len(x) ** 2, (total - squares) / pairs if pairs else math.nan)
 
 
+@torch.no_grad()
 def similarities(x: Tensor, y: Tensor, chunk: int = 1024) -> Similarities:
     """Cosines of two views, [N, D] each, of the same images: row i of `x` with row i of `y`, and with all others."""
     check_views(x, y)
@@ -146,3 +153,4 @@ def check_views(x: Tensor, y: Tensor) -> None:
     if x.shape != y.shape:
         raise ValueError(f"these are features of two views of the same images, not {list(x.shape)} and "
                          f"{list(y.shape)}: give one row for each image to both")
+    require_rows(x)

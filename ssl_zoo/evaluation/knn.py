@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ssl_zoo import distributed
 from ssl_zoo.evaluation.accuracy import accuracies
-from ssl_zoo.evaluation.features import Features, nearest_of_all
+from ssl_zoo.evaluation.features import Features, nearest_of_all, require_rows
 from ssl_zoo.evaluation.nearest import nearest_by_chunk
 from ssl_zoo.evaluation.score import Score
 
@@ -49,7 +49,9 @@ def knn_classes(train: Features, test: Features, votes: Mapping[str, Vote] = VOT
     Args:
         train, test: on several processes, each one's share of the images; all processes find the same.
     """
-    queries, known = distributed.gather_uneven(test.x), distributed.gather_uneven(train.labels)
+    queries, known = require_rows(distributed.gather_uneven(test.x)), distributed.gather_uneven(train.labels)
+    if not len(known):
+        require_rows(train.x)
     if (known < 0).any():
         raise ValueError(f"{int((known < 0).sum())} of {len(known)} training images have no label, and neighbours vote "
                          "for labels: leave these images out")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_zoo.evaluation.classifiers import moments
-from ssl_zoo.evaluation.features import Features
+from ssl_zoo.evaluation.features import Features, require_rows
 from ssl_zoo.schedules import cosine
 
 
@@ -37,7 +37,10 @@ def train_head(train: Features, classes: int, *, epochs: int, batch: int = 256, 
     The optimiser of SimCLR's linear evaluation (arXiv:2002.05709, app. B.6) on features taken once, without
     augmentation. Its shuffle has a generator of its own, so the run's random numbers stay where they are.
     """
-    mean, std = moments(train.x)
+    mean, std = moments(require_rows(train.x))
+    if not 0 <= (extremes := torch.stack(train.labels.aminmax())).min() <= extremes.max() < classes:
+        raise ValueError(f"labels go from {extremes[0]} to {extremes[1]}, and {classes} classes are 0 to "
+                         f"{classes - 1}: leave out the images whose class is not known")
     head = Head(mean.float(), std.float(), classes)
     descend("linear_cached", torch.optim.SGD(head.parameters(), lr, momentum=0.9, nesterov=True), lr * batch / 256,
             shuffled(len(train.x), batch, train.x.device), steps=-(-len(train.x) // batch), epochs=epochs,

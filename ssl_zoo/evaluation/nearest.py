@@ -47,6 +47,8 @@ def nearest_by_chunk(queries: Tensor, bank: Tensor, k: int, own: Tensor | None =
     The result is exact. Features in half precision are compared in float32. Neither a normalised bank nor the matrix of
     cosines is ever held as a whole: tiles of queries and rows are compared one by one, and the nearest so far are kept.
     """
+    if k < 1:
+        raise ValueError(f"a query has 1 or more nearest neighbours, not {k}")
     if not len(queries) or not len(bank):
         raise ValueError(f"{len(queries)} queries have no neighbours among {len(bank)} images: are they images?")
     queries, bank = queries.detach(), bank.detach()

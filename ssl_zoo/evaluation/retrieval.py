@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_zoo.data.sources import some
-from ssl_zoo.evaluation.features import Features
+from ssl_zoo.evaluation.features import Features, require_rows
 from ssl_zoo.evaluation.nearest import inverse_norms, working
 from ssl_zoo.evaluation.score import Score
 from ssl_zoo.losses import unit
@@ -26,9 +26,9 @@ def retrieval(train: Features, test: Features) -> dict[str, Score]:
     Raises:
         ValueError: no query has an image of its class.
     """
-    chosen = some(len(test.x), QUERIES)
+    chosen = some(len(require_rows(test.x)), QUERIES)
     places = torch.from_numpy(chosen).to(test.x.device)
-    inverse = inverse_norms(train.x)
+    inverse = inverse_norms(require_rows(train.x))
     found = [judge(test.x[rows], test.labels[rows], train, inverse, rows if test is train else None)
              for rows in places.split(max(8, ELEMENTS // len(train.x)))]
     scores = torch.cat(found)                                                                # [M, 4]
