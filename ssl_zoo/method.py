@@ -93,7 +93,7 @@ class Method(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = start.loss_of(self, batch)
-        self.log("loss", loss, prog_bar=True, batch_size=len(batch.index))   # of rank 0: a mean would make steps wait
+        self.log("loss", loss, batch_size=len(batch.index))   # a mean over ranks, or prog_bar, makes every step wait
         return loss
 
     def on_after_backward(self) -> None:

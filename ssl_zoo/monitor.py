@@ -65,7 +65,7 @@ class Progress(pl.callbacks.ProgressBar):
                            batch_idx: int) -> None:
         if self.bar is not None and self.bar.update():   # true when it was drawn: only then are the numbers read
             numbers = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name != "v_num"}
-            self.bar.set_postfix(numbers, refresh=False)
+            self.bar.set_postfix({"loss": outputs["loss"].item()} | numbers, refresh=False)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
