@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_zoo import distributed
+from ssl_zoo.draws import scrambled
 from ssl_zoo.losses import full_precision
 
 
@@ -40,14 +41,6 @@ class Directions(nn.Module):
         normal = (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()                    # Box and Muller
         vectors = normal.view(self.dim, self.count)
         return vectors / vectors.norm(dim=0)
-
-
-def scrambled(numbers: Tensor) -> Tensor:
-    """Integers below 2 ** 32 that look independent of each other, for other integers: a hash without a key."""
-    x = numbers & 0xFFFFFFFF
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):        # Wellons' lowbias32
-        x = (x ^ (x >> shift)) * factor & 0xFFFFFFFF
-    return x ^ (x >> 16)
 
 
 def require_images(z: Tensor) -> Tensor:
