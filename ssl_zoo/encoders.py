@@ -91,6 +91,10 @@ class Encoder(nn.Module, ABC):
     def maps(self, images: Tensor) -> Tensor:
         """[B, dim, h, w]: the last feature map, before pooling."""
 
+    def stage_maps(self, images: Tensor) -> list[Tensor]:
+        """The feature maps [B, C, h, w] of all stages, of which `maps` is the last; it alone where they are unknown."""
+        return [self.maps(images)]
+
     def forward(self, images: Tensor) -> Tensor:
         return self.maps(images).mean((2, 3))
 
@@ -165,12 +169,15 @@ class _ResNet(Encoder, ABC):
     """The stages that torchvision's ResNet and the narrow one share; not an encoder by itself."""
 
     def maps(self, images: Tensor) -> Tensor:
+        return self.stage_maps(images)[-1]
+
+    def stage_maps(self, images: Tensor) -> list[Tensor]:
         net: Any = self.backbone
-        x = net.maxpool(net.relu(net.bn1(net.conv1(self.normalize(images)))))
+        found = [net.maxpool(net.relu(net.bn1(net.conv1(self.normalize(images)))))]
         for name, stage in net.named_children():
             if name.startswith("layer"):
-                x = stage(x)
-        return x
+                found.append(stage(found[-1]))
+        return found[1:]
 
 
 class ResNet(_ResNet):

@@ -1,14 +1,19 @@
 """Heads that sit on an encoder."""
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Activation = Callable[[], nn.Module]
+RELU = partial(nn.ReLU, inplace=True)
+
 
 def mlp(*widths: int, norm: bool = True, bias: bool = True, last_norm: bool = False,
-        last_scale: bool = True) -> nn.Sequential:
+        last_scale: bool = True, activation: Activation = RELU) -> nn.Sequential:
     """Linear, BatchNorm and ReLU between neighbouring `widths`; the last layer is linear alone.
 
     Args:
@@ -16,6 +21,7 @@ def mlp(*widths: int, norm: bool = True, bias: bool = True, last_norm: bool = Fa
         bias: give the last layer a bias, unless a BatchNorm follows it.
         last_norm: end with a BatchNorm that scales and does not shift, as SimCLR's published code does.
         last_scale: False takes the scale from that last BatchNorm too, as in MoCo v3.
+        activation: makes what stands in place of the ReLU.
     """
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"a head has the width of its input and 1 or more others, and got {list(widths)}: give the "
@@ -31,21 +37,22 @@ def mlp(*widths: int, norm: bool = True, bias: bool = True, last_norm: bool = Fa
             layers.append(norm_layer := nn.BatchNorm1d(width_out))
             norm_layer.bias.requires_grad_(not last)   # the last one scales and does not shift: its bias stays 0
         if not last:
-            layers.append(nn.ReLU(inplace=True))
+            layers.append(activation())
     return nn.Sequential(*layers)
 
 
-def pixel_mlp(inputs: int, hidden: int, outputs: int, norm: bool = True) -> nn.Sequential:
-    """A two-layer `mlp` that each cell of a feature map passes by itself: [B, inputs, h, w] -> [B, outputs, h, w].
+def pixel_mlp(*widths: int, norm: bool = True, activation: Activation = RELU) -> nn.Sequential:
+    """An `mlp` that each cell of a feature map passes by itself: [B, inputs, h, w] -> [B, outputs, h, w].
 
     Args:
-        norm: put a BatchNorm after the hidden layer, whose bias it makes redundant; DenseCL has none.
+        norm: put a BatchNorm after every hidden layer, whose bias it makes redundant; DenseCL has none.
+        activation: makes what follows a hidden layer.
     """
-    layers: list[nn.Module] = [nn.Conv2d(inputs, hidden, 1, bias=not norm), nn.ReLU(inplace=True),
-                               nn.Conv2d(hidden, outputs, 1)]
-    if norm:
-        layers.insert(1, nn.BatchNorm2d(hidden))
-    return nn.Sequential(*layers)
+    layers: list[nn.Module] = []
+    for inputs, hidden in pairwise(widths[:-1]):
+        norms = [nn.BatchNorm2d(hidden)] if norm else []
+        layers += [nn.Conv2d(inputs, hidden, 1, bias=not norm), *norms, activation()]
+    return nn.Sequential(*layers, nn.Conv2d(widths[-2], widths[-1], 1))
 
 
 class MultiHead(nn.Module):
