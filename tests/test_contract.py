@@ -25,16 +25,19 @@ from ssl_zoo.methods import (
     DenseCL,
     HardContrastive,
     HardContrastiveMoCo,
+    InterCLR,
     ISogCLR,
     LeJEPA,
     MoCHi,
     MoCo,
     MoCoV3,
     MVInfoNCE,
+    OBoW,
     PixContrast,
     PixPro,
     SimCLR,
     SimSiam,
+    SlotCon,
     SogCLR,
     SwAV,
     VICReg,
@@ -42,9 +45,11 @@ from ssl_zoo.methods import (
     VISReg,
 )
 from ssl_zoo.views import ViewSpec
-from tests.conftest import MULTI_CROP, small
+from tests.conftest import MULTI_CROP, TWO_VIEWS, small
 
 WIDTHS = {"projector": (16, 8)}
+TEACHER_AND_CROPS = (ViewSpec(16, role="teacher", scale=(1.0, 1.0), ratio=(1.0, 1.0)),
+                     ViewSpec(16, scale=(0.08, 0.6), jitter=0.8), ViewSpec(8, 2, scale=(0.05, 0.3)))
 
 CASES = {
     "SimCLR": partial(small, SimCLR, **WIDTHS),
@@ -83,6 +88,15 @@ CASES = {
     "HardContrastive": partial(small, HardContrastive, **WIDTHS, hardest=0.3),
     "HardContrastive over multi-crop": partial(small, HardContrastive, *MULTI_CROP, **WIDTHS, hardest=0.3),
     "HardContrastiveMoCo": partial(small, HardContrastiveMoCo, **WIDTHS, queue=20, hardest=0.3, splits=2),
+    "SlotCon": partial(small, SlotCon, TWO_VIEWS, projector=(16, 16, 8), prototypes=6),
+    "SlotCon, views that overlap": partial(small, SlotCon, ViewSpec(16), ViewSpec(16, overlap=0.3),
+                                           projector=(16, 8), prototypes=20),
+    "InterCLR": partial(small, InterCLR, **WIDTHS, images=IMAGES, queue=20, clusters=3, smallest=2, negatives=6,
+                        pool=12, splits=2),
+    "InterCLR, clustered at once": partial(small, InterCLR, **WIDTHS, images=IMAGES, queue=20, clusters=3, smallest=2,
+                                           negatives=6, pool=12, start=0, every=1, share=0.5),
+    "OBoW": partial(small, OBoW, words=20, levels=1),
+    "OBoW, teacher and crops": partial(small, OBoW, *TEACHER_AND_CROPS, words=20),
     "PixPro": partial(small, PixPro, **WIDTHS),
     "PixPro, instance branch": partial(small, PixPro, **WIDTHS, instance_weight=1.0, transform_layers=0),
     "PixContrast": partial(small, PixContrast, **WIDTHS),

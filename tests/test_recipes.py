@@ -51,7 +51,8 @@ def test_recipe_trains_one_batch(name, surroundings):
     parts = yaml.safe_load(RECIPES[name].read_text())
     for option, value in (("data.workers", 0), ("model.splits", 1),     # 4 images make no groups
                           ("model.global_batch", 4), ("model.start", 0),    # and MoCHi mixes from the first step
-                          ("model.images", 200 if name.startswith("cifar10") else 6)):
+                          ("model.clusters", 2), ("model.smallest", 1), ("model.negatives", 1), ("model.pool", 2),
+                          ("model.images", {"cifar10": 200, "imagenet": 8}.get(name.partition("/")[0], 6))):
         part, _, argument = option.partition(".")
         if argument in parts[part]["init_args"]:
             small[f"--{option}"] = str(value)

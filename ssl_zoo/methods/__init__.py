@@ -8,6 +8,7 @@ from ssl_zoo.methods.byol import BYOL
 from ssl_zoo.methods.dcl import DCL, DCLW
 from ssl_zoo.methods.densecl import DenseCL
 from ssl_zoo.methods.hard_contrastive import HardContrastive, HardContrastiveMoCo
+from ssl_zoo.methods.interclr import InterCLR
 from ssl_zoo.methods.isogclr import ISogCLR
 from ssl_zoo.methods.lejepa import LeJEPA
 from ssl_zoo.methods.mochi import MoCHi
@@ -15,15 +16,18 @@ from ssl_zoo.methods.moco import MoCo
 from ssl_zoo.methods.moco_v3 import MoCoV3
 from ssl_zoo.methods.multi_view import MVDHEL, MVInfoNCE, ViewAggregate
 from ssl_zoo.methods.nnclr import NNCLR
+from ssl_zoo.methods.obow import OBoW
 from ssl_zoo.methods.pixcontrast import PixContrast
 from ssl_zoo.methods.pixpro import PixPro
 from ssl_zoo.methods.simclr import SimCLR
 from ssl_zoo.methods.simsiam import SimSiam
+from ssl_zoo.methods.slotcon import SlotCon
 from ssl_zoo.methods.sogclr import SogCLR
 from ssl_zoo.methods.swav import SwAV
 from ssl_zoo.methods.vicreg import VICReg
 from ssl_zoo.methods.visreg import VISReg
 
 __all__ = ["AMCL", "BYOL", "DCL", "DCLW", "MVDHEL", "NNCLR", "AMCLBarlowTwins", "AMCLMoCo", "BarlowTwins", "DenseCL",
-           "HardContrastive", "HardContrastiveMoCo", "ISogCLR", "LeJEPA", "MVInfoNCE", "MoCHi", "MoCo", "MoCoV3",
-           "PixContrast", "PixPro", "SimCLR", "SimSiam", "SogCLR", "SwAV", "VICReg", "VISReg", "ViewAggregate"]
+           "HardContrastive", "HardContrastiveMoCo", "ISogCLR", "InterCLR", "LeJEPA", "MVInfoNCE", "MoCHi", "MoCo",
+           "MoCoV3", "OBoW", "PixContrast", "PixPro", "SimCLR", "SimSiam", "SlotCon", "SogCLR", "SwAV", "VICReg",
+           "VISReg", "ViewAggregate"]
