@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ssl_zoo import distributed
 from ssl_zoo.distributed import Key
+from ssl_zoo.grouped import by_groups, each, encode
 
 # what drops at random, with the name of its probability: of timm, torchvision and torch
 DROPS = {"DropPath": "drop_prob", "StochasticDepth": "p", "Dropout": "p", "Dropout1d": "p", "Dropout2d": "p"}
@@ -114,6 +115,7 @@ class MomentumEncoder(nn.Module):
         for module in self.average.modules():
             if probability := DROPS.get(type(module).__name__):
                 setattr(module, probability, 0.0)
+        by_groups(self.average)
 
     def __iter__(self) -> Iterator[nn.Module]:
         return iter(self.average)
@@ -138,10 +140,10 @@ class MomentumEncoder(nn.Module):
         """
         forward = forward or self.average
         if (processes := distributed.world_size()) == 1:
-            return grouped(forward, images, splits)
+            return encode(forward, self.average, images, splits)
         order = torch.from_numpy(key.generator("shuffled keys").permutation(len(images) * processes))
         order = order.to(images.device, non_blocking=True)
-        keys = grouped(forward, distributed.gather(images)[distributed.mine(order)], splits)
+        keys = encode(forward, self.average, distributed.gather(images)[distributed.mine(order)], splits)
         back = distributed.mine(order.argsort())
         return each(lambda part: distributed.gather(part)[back], keys)
 
@@ -170,28 +172,6 @@ class MomentumEncoder(nn.Module):
                 raise ValueError(f"{str(dtype).removeprefix('torch.')} is too coarse for a momentum encoder's small "
                                  "steps: train in mixed precision (bf16-mixed), which keeps weights in float32")
         torch._foreach_lerp_(average, online, 1 - momentum)      # private, but it is one kernel for all parameters
-
-
-def grouped(forward: Callable[[Tensor], Any], images: Tensor, splits: int) -> Any:
-    """Encode the images in `splits` groups, every `splits`-th together, and return rows in the order of the images."""
-    if splits == 1:
-        return forward(images)
-    if splits < 1:
-        raise ValueError(f"keys are encoded in 1 or more groups, not {splits}: 1 is without groups")
-    if len(images) < 2 * splits:
-        raise ValueError(f"a batch of {len(images)} images does not make {splits} groups of 2 or more: lower "
-                         "splits, or raise the batch size")
-    groups = [forward(images[group::splits]) for group in range(splits)]
-    places = torch.arange(len(images), device=images.device)
-    back = torch.cat([places[group::splits] for group in range(splits)]).argsort()
-    return each(lambda *parts: torch.cat(parts)[back], *groups)
-
-
-def each(change: Callable[..., Tensor], *outputs: Any) -> Any:
-    """Apply `change` to tensors, or position by position to tuples of tensors."""
-    if isinstance(outputs[0], Tensor):
-        return change(*outputs)
-    return tuple(change(*parts) for parts in zip(*outputs, strict=True))
 
 
 class Centre(nn.Module):
