@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from PIL import Image
 from record import data, record
 
@@ -44,14 +45,15 @@ def arrays(path: Path) -> list[str]:
 
 def run(recipe: str, images: Sequence[str], seed: int, folder: str, extra: Sequence[str] = (),
         callbacks: Sequence[pl.Callback] = ()) -> dict:
-    """Train by a recipe's name: seed, steps, seconds and what its report holds, by column."""
-    start = time.perf_counter()
+    """Train by a recipe's name, on one thread: seed, steps, the processor's seconds and what its report holds."""
+    torch.set_num_threads(1)
+    start = time.process_time()       # other work on the machine counts little
     cli = Cli(["--config", path_of(recipe), "--seed_everything", str(seed), "--trainer.logger.save_dir", folder,
                *images, *extra], run=False)
     cli.trainer.callbacks.extend(callbacks)
     cli.trainer.fit(cli.model, cli.datamodule)
     report = next(callback for callback in cli.trainer.callbacks if isinstance(callback, Report))
-    return {"seed": seed, "steps": cli.trainer.global_step, "seconds": round(time.perf_counter() - start),
+    return {"seed": seed, "steps": cli.trainer.global_step, "seconds": round(time.process_time() - start),
             **{name: {key: round(value, 4) for key, value in numbers.items()}
                for name, numbers in report.columns.items()}}
 

@@ -21,7 +21,7 @@ IMAGES, EPOCHS, SEEDS = 5000, 8, (0, 1, 2)   # 19 steps of 256 images an epoch
 
 
 def measure(recipe: str, folder: str) -> dict:
-    """Steps, seconds of each run, and for each protocol the untrained and the trained encoder's accuracy by seed."""
+    """Steps, the processor's seconds of each run, and by protocol accuracies, untrained and trained."""
     images = arrays(unpack(Path(tempfile.gettempdir()), IMAGES))
     extra = ["--trainer.max_epochs", str(EPOCHS), "--trainer.check_val_every_n_epoch", str(EPOCHS)]
     if "images" in yaml.safe_load(shipped()[recipe].read_text())["model"]["init_args"]:      # of a table by image
