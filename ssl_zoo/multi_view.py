@@ -1,11 +1,13 @@
-"""Contrasts of any number of views at once, and the averages of pairs of views that they are compared with."""
+"""Contrasts of any number of views at once, and the averages of pairs of views that some are compared with."""
+
+from itertools import combinations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_zoo import distributed
-from ssl_zoo.losses import full_precision, gather_views, nt_xent
+from ssl_zoo.losses import cross_similarities, full_precision, gather_views, nt_xent, require_two_images
 
 
 def require_views(z: Tensor) -> Tensor:
@@ -104,3 +106,43 @@ def average(z: Tensor, temperature: float) -> Tensor:
     z = F.normalize(require_views(z), dim=-1)
     others = (z.sum(0) - z) / (len(z) - 1)
     return torch.stack([nt_xent(one, other, temperature) for one, other in zip(z, others, strict=True)]).mean()
+
+
+@full_precision
+def attraction(z: Tensor, sharpness: float) -> Tensor:
+    """The mean squared distance of a view from the others of its image, the far ones weighted more.
+
+    Of CACR, arXiv:2105.03746. The weights are softmax(sharpness * distance), and the gradient flows through them too,
+    as in the authors' code. It is the mean squared distance for two views, and for a sharpness of 0.
+
+    Args:
+        z: projections [V, B, D], any scale.
+        sharpness: of the weights, at least 0.
+    """
+    z = F.normalize(z, dim=-1)
+    distances = 2 - 2 * torch.einsum("vbd,wbd->bvw", z, z)                                       # [B, V, V]
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    weights = (sharpness * distances).masked_fill(itself, float("-inf")).softmax(2)
+    return (weights * distances).sum(2).mean()
+
+
+@full_precision
+def repulsion(z: Tensor, sharpness: float) -> Tensor:
+    """Minus the mean squared distance of a view from another view of other images, the near ones weighted more.
+
+    Of CACR, arXiv:2105.03746: the mean over pairs of views. The weights are softmax(-sharpness * distance), and the
+    gradient flows through them too.
+
+    Args:
+        z: projections [V, B, D], any scale.
+        sharpness: of the weights, at least 0.
+    """
+    terms = []
+    for x, y in combinations(z, 2):
+        cosines = cross_similarities(x, y)[1]                                                    # [B, N]
+        require_two_images(cosines.T, "CACR")
+        itself = cosines.isneginf()
+        distances = 2 - 2 * cosines.masked_fill(itself, 0)
+        weights = (-sharpness * distances).masked_fill(itself, float("-inf")).softmax(1)
+        terms.append(-(weights * distances).sum(1).mean())
+    return torch.stack(terms).mean()
