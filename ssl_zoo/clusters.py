@@ -3,6 +3,7 @@
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_zoo import distributed
@@ -64,6 +65,22 @@ def kmeans(x: Tensor, centroids: Tensor, iterations: int = 20) -> Tensor:
         means, counts = member_means(x, labels, len(centroids))
         centroids = torch.where(counts[:, None] > 0, means, centroids)
     return labels
+
+
+@torch.no_grad()
+@full_precision
+def kmeans_step(prototypes: Tensor, keys: Tensor) -> Tensor:
+    """Prototypes [P, D] after a step of spherical k-means over keys [K, D], unit norm, K >= P.
+
+    One without keys becomes the key that is farthest from its own prototype, the next one the second farthest. Each
+    process does it all: for some hundreds of rows, which all of them have, that is less than telling each other.
+    """
+    cosines = keys @ prototypes.T                                                        # [K, P]
+    members = cosines.argmax(1)[:, None] == torch.arange(len(prototypes), device=keys.device)
+    farthest = keys[cosines.amax(1).argsort()]
+    empty = ~members.any(0)                                                              # [P]
+    means = F.normalize(members.to(keys).T @ keys, dim=-1)
+    return torch.where(empty[:, None], farthest[(empty.cumsum(0) - 1).clamp_min(0)], means)
 
 
 @torch.no_grad()

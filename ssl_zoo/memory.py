@@ -78,6 +78,11 @@ class Queue(nn.Module):
         """This process's part of the keys, for work that the processes divide: [about size / processes, D]."""
         return self.keys[distributed.rank()::distributed.world_size()]
 
+    def newest(self, count: int) -> Tensor:
+        """The keys written last [count, D], the oldest of them first; random ones where fewer were written."""
+        places = self.head - count + torch.arange(count, device=self.head.device)
+        return self.keys[places % len(self.keys)]
+
     def full(self) -> bool:
         """Whether every key is real. It reads the device until the first yes, and never again after it."""
         self.known_full = self.known_full or bool(self.filled == len(self.keys))

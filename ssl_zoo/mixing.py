@@ -1,4 +1,8 @@
-"""Negatives harder than any in the queue, mixed from its hardest keys. MoCHi, arXiv:2010.01028, sec. 3.3."""
+"""Negatives and positives that no image has, made of those that there are.
+
+MoCHi mixes negatives from a queue's hardest keys, arXiv:2010.01028, sec. 3.3. FT mixes any keys and pushes positives
+apart, arXiv:2108.02982, and HaLP moves them towards other clusters, arXiv:2304.00387.
+"""
 
 from typing import NamedTuple
 
@@ -78,3 +82,58 @@ def mixed_negatives(query: Tensor, queue: Tensor, places: Tensor, mixture: Mixtu
 def mixed_similarities(query: Tensor, negatives: Tensor) -> Tensor:
     """The cosines [B, s] of each query [B, D], any scale, with negatives of its own [B, s, D], unit norm."""
     return torch.einsum("bd,bsd->bs", F.normalize(query, dim=-1), negatives)
+
+
+@full_precision
+def towards(key: Tensor, nearest: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """A key moved on the sphere towards another prototype, by a share of the way on which its own stays the nearest.
+
+    The latent positives of HaLP, arXiv:2304.00387. Two prototypes tie at the angle whose tangent is
+    sin(w) / (k + cos(w)), with w the angle between the key and the other prototype, and k the quotient of 1 less the
+    prototypes' cosine by the difference of the key's cosines with them. The authors' code looks for that angle within a
+    quarter turn, which is wrong where it is more; this looks within a half.
+
+    Args:
+        key, nearest, other: [..., D], unit norm.
+        share: [...] from 0, the key itself, to 1.
+    """
+    cosine = (key * other).sum(-1)
+    aside = other - cosine[..., None] * key                                              # of length sin(w)
+    ratio = (1 - (nearest * other).sum(-1)) / (key * (nearest - other)).sum(-1).clamp_min(1e-8)
+    angle = share.to(key) * torch.atan2(aside.norm(dim=-1), ratio + cosine)
+    moved = angle.cos()[..., None] * key + angle.sin()[..., None] * F.normalize(aside, dim=-1)
+    return F.normalize(moved, dim=-1)
+
+
+@full_precision
+def extrapolated(query: Tensor, key: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Both ends of a pair, [B, D] each, moved apart on their line: share * one + (1 - share) * the other.
+
+    The positive extrapolation of FT, arXiv:2108.02982, for a share of 1 to 2. The ends get longer than those of the
+    pair and are not scaled back, as in the authors' code.
+    """
+    return torch.lerp(key, query, share.to(query)), torch.lerp(query, key, share.to(query))
+
+
+@full_precision
+def interpolated(queue: Tensor, order: Tensor, share: Tensor) -> Tensor:
+    """Each key of a queue [K, D] mixed with the one that `order` [K] names: share * itself + (1 - share) * the other.
+
+    The negative interpolation of FT, arXiv:2108.02982. Mixed keys are shorter than 1 and are not scaled back.
+    """
+    return torch.lerp(queue[order], queue, share.to(queue))
+
+
+@full_precision
+def transformed_similarities(query: Tensor, key: Tensor, queue: Tensor, order: Tensor, apart: Tensor,
+                             along: Tensor) -> tuple[Tensor, Tensor]:
+    """The scalar products of extrapolated pairs [B], and of their queries with interpolated keys [B, K].
+
+    Args:
+        query, key: [B, D], unit norm.
+        queue: [K, D], unit norm.
+        order: [K] the key that each is mixed with.
+        apart, along: the shares of the extrapolation and of the interpolation, [1] each.
+    """
+    query, key = extrapolated(query, key, apart)
+    return (query * key).sum(-1), query @ interpolated(queue, order, along).T

@@ -8,7 +8,9 @@ from ssl_zoo.methods.byol import BYOL
 from ssl_zoo.methods.cacr import CACR, CACRMoCoV3
 from ssl_zoo.methods.dcl import DCL, DCLW
 from ssl_zoo.methods.densecl import DenseCL
+from ssl_zoo.methods.ft import FT
 from ssl_zoo.methods.groco import GroCo
+from ssl_zoo.methods.halp import HaLP
 from ssl_zoo.methods.hard_contrastive import HardContrastive, HardContrastiveMoCo
 from ssl_zoo.methods.interclr import InterCLR
 from ssl_zoo.methods.isogclr import ISogCLR
@@ -29,7 +31,7 @@ from ssl_zoo.methods.swav import SwAV
 from ssl_zoo.methods.vicreg import VICReg
 from ssl_zoo.methods.visreg import VISReg
 
-__all__ = ["AMCL", "BYOL", "CACR", "DCL", "DCLW", "MVDHEL", "NNCLR", "AMCLBarlowTwins", "AMCLMoCo", "BarlowTwins",
-           "CACRMoCoV3", "DenseCL", "GroCo", "HardContrastive", "HardContrastiveMoCo", "ISogCLR", "InterCLR", "LeJEPA",
-           "MVInfoNCE", "MoCHi", "MoCo", "MoCoV3", "OBoW", "PixContrast", "PixPro", "SimCLR", "SimSiam", "SlotCon",
-           "SogCLR", "SwAV", "VICReg", "VISReg", "ViewAggregate"]
+__all__ = ["AMCL", "BYOL", "CACR", "DCL", "DCLW", "FT", "MVDHEL", "NNCLR", "AMCLBarlowTwins", "AMCLMoCo", "BarlowTwins",
+           "CACRMoCoV3", "DenseCL", "GroCo", "HaLP", "HardContrastive", "HardContrastiveMoCo", "ISogCLR", "InterCLR",
+           "LeJEPA", "MVInfoNCE", "MoCHi", "MoCo", "MoCoV3", "OBoW", "PixContrast", "PixPro", "SimCLR", "SimSiam",
+           "SlotCon", "SogCLR", "SwAV", "VICReg", "VISReg", "ViewAggregate"]
