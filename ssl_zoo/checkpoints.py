@@ -142,7 +142,8 @@ def load_method(path: str | Path, trusted: Sequence[str] = ()) -> Any:
     """The method of a checkpoint that a recipe's run left, of whatever class it is; its state is loaded strictly.
 
     Only what has a state is made again: the encoder and the heads. The views are the recipe's rows without operations
-    of other libraries, and the optimiser and its schedule, which are never asked, are always the same.
+    of other libraries and without a judge, and the optimiser and its schedule, which are never asked, are always the
+    same.
 
     Args:
         path: a .ckpt file.
@@ -157,7 +158,7 @@ def load_method(path: str | Path, trusted: Sequence[str] = ()) -> Any:
                          f"encoder you name: resnet50={path}")
     kind = class_at(paths.class_path(values["_class_path"], trusted, path), Method, path)
     needed = {name: value for name, value in values.items()
-              if name not in ("_class_path", "_instantiator", "augment", "optimizer", "schedule")}
+              if name not in ("_class_path", "_instantiator", "augment", "optimizer", "schedule", "judge")}
     needed = paths.with_trusted(needed, trusted, path) | {
         "augment": rows_alone(values.get("augment"), path), "schedule": WarmupCosine(),
         "optimizer": partial(torch.optim.SGD, lr=0.1)}

@@ -261,12 +261,12 @@ def mean_similarities(z1: Tensor, z2: Tensor) -> Tensor:
 
 
 @full_precision
-def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
+def negative_cosine(prediction: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Minus the mean cosine of predictions and targets [B, D], -1 at best: eq. (1) of SimSiam, arXiv:2011.10566.
 
-    No gradient reaches `target`.
+    No gradient reaches `target`. `reduction` may be "sum", or "none" for the B terms.
     """
-    return -F.cosine_similarity(prediction, target.detach(), dim=-1).mean()
+    return reduced(-F.cosine_similarity(prediction, target.detach(), dim=-1), reduction)
 
 
 @full_precision

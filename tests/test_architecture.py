@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssl_zoo"
 LAYERS = ["paths own_code distributed schedules pictures weights blocks grouped", "views published",
           "losses assignment memory heads encoders optim draws",
-          "adaptive mixing sketching export start batches multi_view clusters vocabulary slots", "course", "method",
-          "methods data monitor checkpoints", "evaluation", "metrics", "contract", "cli", "__main__"]
+          "adaptive mixing sketching export start batches multi_view clusters vocabulary slots quality", "course",
+          "method", "checkpoints", "methods data monitor", "evaluation", "metrics", "contract", "cli", "__main__"]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer.split()}
 LIGHTNING = ("ssl_zoo.method", "ssl_zoo.methods", "ssl_zoo.monitor", "ssl_zoo.checkpoints", "ssl_zoo.contract",
              "ssl_zoo.cli", "ssl_zoo.data.images", "ssl_zoo.data.arrays", "ssl_zoo.data.digits", "ssl_zoo.data.folder",

@@ -5,6 +5,7 @@ is asserted in test_methods.py.
 """
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,6 +56,8 @@ from tests.conftest import MULTI_CROP, TWO_VIEWS, small
 WIDTHS = {"projector": (16, 8)}
 TEACHER_AND_CROPS = (ViewSpec(16, role="teacher", scale=(1.0, 1.0), ratio=(1.0, 1.0)),
                      ViewSpec(16, scale=(0.08, 0.6), jitter=0.8), ViewSpec(8, 2, scale=(0.05, 0.3)))
+
+JUDGE = str(Path(__file__).parent / "golden" / "encoder.safetensors")     # GenView's, of pairs of views
 
 CASES = {
     "SimCLR": partial(small, SimCLR, **WIDTHS),
@@ -109,6 +112,9 @@ CASES = {
     "FT": partial(small, FT, **WIDTHS, queue=20, splits=2),
     "FT, decoupled": partial(small, FT, **WIDTHS, queue=20, contrast="decoupled"),
     "HaLP": partial(small, HaLP, **WIDTHS, queue=20, prototypes=4, newest=16, positives=5, start=0.2),
+    "SimCLR, judged": partial(small, SimCLR, **WIDTHS, judge=JUDGE),
+    "MoCo, judged": partial(small, MoCo, **WIDTHS, queue=20, judge=JUDGE),
+    "BYOL, judged": partial(small, BYOL, **WIDTHS, predictor=(16,), judge=JUDGE),
     "PixPro": partial(small, PixPro, **WIDTHS),
     "PixPro, instance branch": partial(small, PixPro, **WIDTHS, instance_weight=1.0, transform_layers=0),
     "PixContrast": partial(small, PixContrast, **WIDTHS),

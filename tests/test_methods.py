@@ -48,7 +48,7 @@ from tests.test_losses import FEW, QUEUE, TOY, TOY_TOO, WIDE, written_out_nt_xen
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log.*", "ignore:the loss of .* sits at")
 WIDTHS = {"projector": (16, 8)}
-ANY_NUMBER_OF_VIEWS = {"LeJEPA", "VISReg", "MVInfoNCE", "MVDHEL", "ViewAggregate"}       # from two upwards
+ANY_NUMBER_OF_VIEWS = {"LeJEPA", "VISReg", "MVInfoNCE", "MVDHEL", "ViewAggregate", "CACR", "CACRMoCoV3", "GroCo"}
 PAIRS = [(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (1, 3), (1, 4)]          # of the multi-crop views
 PROTOTYPES = normalize(torch.cos(0.2 + 1.9 * FEW[:3] + 0.8 * WIDE), dim=-1)
 

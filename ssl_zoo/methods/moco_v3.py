@@ -7,6 +7,7 @@ from ssl_zoo.heads import mlp
 from ssl_zoo.losses import check_temperature, contrast, key_similarities
 from ssl_zoo.memory import MomentumEncoder
 from ssl_zoo.method import Batch, Method
+from ssl_zoo.methods.genview import PairWeights
 from ssl_zoo.schedules import cosine
 
 
@@ -22,11 +23,13 @@ class MoCoV3(Method):
         temperature: divides the cosine similarities; 1.0 for a ResNet, 0.2 for a ViT.
         momentum: share of the momentum encoder kept at the first step; rises to 1 by a cosine.
         freeze_patches: do not train a ViT's patch projection, which keeps the training stable (sec. 4.3).
+        judge: a frozen encoder by which pairs of good views count more (GenView): a file, or a name with weights, as
+            ssl-zoo evaluate takes them. Without one all pairs count alike.
     """
 
     def __init__(self, projector: Sequence[int] = (4096, 256), predictor: Sequence[int] = (4096,),
                  predictor_norm: bool = False, temperature: float = 1.0, momentum: float = 0.99,
-                 freeze_patches: bool = False, **kwargs: Any):
+                 freeze_patches: bool = False, judge: str | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         self.augment.require_views(type(self).__name__)
         if freeze_patches:
@@ -36,13 +39,15 @@ class MoCoV3(Method):
                              last_scale=False)
         self.momentum_encoder = MomentumEncoder(self.encoder, self.projector)
         self.temperature, self.momentum = check_temperature(temperature), momentum
+        self.pair_weights = PairWeights(judge, self.augment)
 
     def training_loss(self, batch: Batch) -> Tensor:
         x1, x2 = (view.images for view in batch.views)
         q1, q2 = (self.predictor(self.projector(self.encoder(x))) for x in (x1, x2))     # [B, D] each
         k1, k2 = (self.momentum_encoder(x) for x in (x1, x2))
-        losses = [contrast(*key_similarities(q, k), self.temperature) for q, k in ((q1, k2), (q2, k1))]
-        return 2 * self.temperature * (losses[0] + losses[1])
+        losses = [contrast(*key_similarities(q, k), self.temperature, reduction="none")              # [B] each
+                  for q, k in ((q1, k2), (q2, k1))]
+        return 2 * self.temperature * ((losses[0] + losses[1]) * self.pair_weights(batch.views)[0, 1]).mean()
 
     def after_step(self) -> None:
         momentum = cosine(self.momentum, 1.0, self.progress)
