@@ -17,7 +17,7 @@ from ssl_zoo import distributed
 from ssl_zoo.data import ArrayImages
 from ssl_zoo.data.sources import Files, Loader, Resident
 from ssl_zoo.encoders import NarrowResNet
-from ssl_zoo.evaluation import Evaluation, score
+from ssl_zoo.evaluation import Evaluation, charts, score
 from ssl_zoo.evaluation.augmented import linear_simclr
 from ssl_zoo.evaluation.callback import Report, ScoreRecorder, hardest, of_pixels
 from ssl_zoo.evaluation.features import Features, Pass, nearest_of_all, once
@@ -430,6 +430,26 @@ def test_scores_are_those_of_the_equations_at_every_so_many_logged_steps(every, 
         views = next(views for done, views in looked.seen if done == step + 1)
         assert numbers == pytest.approx(by_a_loop(*views), abs=1e-5)
         assert numbers["scores/positive_variance"] > 1e-6
+
+
+def test_the_scores_of_all_steps_are_drawn_and_survive_a_resume(data, arrays, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(charts, "score_curves", lambda *columns: drawn.append(columns) or charts.blank(1, 1, "x"))
+    before, after = ScoreRecorder(), ScoreRecorder()
+    running, logger = fit(tmp_path, data, before, max_epochs=1)
+    assert [row[0] for row in before.steps] == [3, 6]
+    for row, (step, numbers) in zip(before.steps, logger.scores.items(), strict=True):
+        assert row == pytest.approx([step + 1, *numbers.values()])
+    running.save_checkpoint(tmp_path / "run.ckpt")
+    torch.load(tmp_path / "run.ckpt", weights_only=True)                 # plain numbers
+    again = trainer(tmp_path, after, logger=Kept(), limit_val_batches=0, log_every_n_steps=3)
+    again.fit(simclr(), datamodule=ArrayImages(str(arrays), batch_size=8), ckpt_path=tmp_path / "run.ckpt")
+    assert after.steps[:2] == before.steps
+    steps, positive, negative, hardest_, title = drawn[-1]
+    assert steps.tolist() == [3, 6, 9, 12]
+    assert np.column_stack([steps, positive, negative, hardest_]).tolist() == after.steps
+    assert title.startswith("SimCLR")
+    assert (tmp_path / "scores.png").is_file()
 
 
 def test_batches_that_accumulate_are_looked_at_once_for_a_step(data, tmp_path):

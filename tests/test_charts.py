@@ -26,6 +26,7 @@ from ssl_zoo.evaluation.charts import (
     mask_sheet,
     picture,
     principal,
+    score_curves,
     short,
     similarity_histogram,
 )
@@ -74,6 +75,7 @@ DRAWN = {
     "many classes": lambda: confusion_matrix(whole_numbers(30, 99), whole_numbers(30, 99, seed=1), names(30), "x"),
     "curves": lambda: curves({"one": SOME, "two": SOME}, "x"),
     "histogram": lambda: similarity_histogram(torch.arange(9), torch.arange(9).flip(0), torch.linspace(-1, 1, 10), "x"),
+    "scores": lambda: score_curves(np.arange(3) * 10, np.full((3, 2), 0.5), np.full((3, 2), 0.1), np.ones(3), "x"),
     "masks": lambda: mask_sheet(whole_numbers(256, 1, 3, 12, 16).byte(), whole_numbers(3, 1, 12, 16),
                                 whole_numbers(3, 1, 12, 16, seed=1), names(3), "x")}
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ssl_zoo import distributed
 from ssl_zoo.distributed import run_folder
-from ssl_zoo.evaluation import report
+from ssl_zoo.evaluation import charts, report
 from ssl_zoo.evaluation.features import Features, Pass, no_accuracy, not_finite
 from ssl_zoo.evaluation.health import Distribution, similarities
 from ssl_zoo.evaluation.protocol import Context, Measured, Picture, Protocol
@@ -274,7 +275,8 @@ class ScoreRecorder(pl.Callback):
 
     A positive is the first view of an image with its second, a negative with the second of another image, over the
     batches of all processes: mean and variance of both, and the mean over images of the hardest negative. Features are
-    those that evaluation sees. TensorBoard gets histograms at the end of each epoch, of the last batch looked at.
+    those that evaluation sees. At the end of each epoch scores.png shows these numbers over all steps, before a resume
+    too, and TensorBoard gets histograms of the last batch looked at.
 
     Args:
         every: record every N-th step that the trainer logs; each costs two passes through the encoder.
@@ -285,6 +287,7 @@ class ScoreRecorder(pl.Callback):
             raise ValueError(f"scores are recorded at every step that the trainer logs, or at one of several: not at "
                              f"every {every}")
         self.every, self.step = every, 0
+        self.steps: list[list[float]] = []       # step, then the five numbers in their order
         self.distributions: dict[str, Distribution] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -308,6 +311,7 @@ class ScoreRecorder(pl.Callback):
                        "negative_mean": negatives.mean, "negative_variance": negatives.variance,
                        "hardest_negative": hardest(first, second).mean().item()}
             pl_module.log_dict({f"scores/{name}": value for name, value in numbers.items()}, rank_zero_only=True)
+            self.steps.append([step, *numbers.values()])
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         board: Any = getattr(trainer.logger, "experiment", None)
@@ -315,7 +319,18 @@ class ScoreRecorder(pl.Callback):
             for name, found in self.distributions.items():
                 if math.isfinite(found.mean):                   # else its counts mean nothing
                     add_histogram(board, f"scores/{name}", found, trainer.global_step)
+        if trainer.is_global_zero and self.distributions and (folder := run_folder(trainer)) is not None:
+            steps = np.array(self.steps)
+            publish(charts.picture(charts.score_curves(
+                steps[:, 0], steps[:, 1:3], steps[:, 3:5], steps[:, 5], f"{type(pl_module).__name__}: features of a "
+                "training batch")), "scores", folder, trainer.logger, trainer.global_step)
         self.distributions = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.steps = state_dict.get("steps", [])
 
 
 def hardest(x: Tensor, y: Tensor, chunk: int = 1024) -> Tensor:

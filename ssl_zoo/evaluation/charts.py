@@ -292,6 +292,36 @@ def similarity_histogram(positives: Tensor, negatives: Tensor, edges: Tensor, ti
     return figure
 
 
+def score_curves(steps: np.ndarray, positive: np.ndarray, negative: np.ndarray, hardest: np.ndarray,
+                 title: str) -> Figure:
+    """How the cosines of positives and of negatives move while training: their means, and beside them their variances.
+
+    As in fig. 2 to 4 of "Improving Contrastive Learning by Visualizing Feature Transformation", arXiv:2108.02982.
+
+    Args:
+        steps: at which they were recorded, [S].
+        positive: mean and variance [S, 2].
+        negative: mean and variance [S, 2].
+        hardest: the mean over images of the hardest negative [S].
+        title: whose cosines they are.
+    """
+    figure = blank(10, 4.2, title)
+    means, variances = figure.subplots(1, 2)
+    markers = {"marker": "o", "markersize": 3} if len(steps) < 30 else {}
+    for (mean, variance), name, colour, line in ((positive.T, "positives", COLOURS[0], LINES[0]),
+                                                 (negative.T, "negatives", COLOURS[1], LINES[1])):
+        means.plot(steps, mean, label=name, color=colour, linestyle=line, **markers)
+        means.fill_between(steps, mean - np.sqrt(variance), mean + np.sqrt(variance), color=colour, alpha=0.2, lw=0)
+        variances.plot(steps, variance, label=name, color=colour, linestyle=line, **markers)
+    means.plot(steps, hardest, label="hardest negative", color=COLOURS[5], linestyle=LINES[3], **markers)
+    means.set(xlabel="step", ylabel="cosine: mean, and deviation")
+    variances.set(xlabel="step", ylabel="variance", ylim=(0, None))
+    for axes in (means, variances):
+        axes.grid(alpha=0.3)
+    means.legend(frameon=False)
+    return figure
+
+
 # Masks
 
 def mask_sheet(images: Tensor, truth: Tensor, predictions: Tensor, classes: Sequence[str], title: str) -> Figure:
