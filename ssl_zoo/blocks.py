@@ -4,6 +4,7 @@ A batch of 4,096 images has 8,192 views and 67 million pairs, and autograd keeps
 forward pass keeps one number for each row, and the backward pass makes each block of the matrix again.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +14,35 @@ from torch.utils.checkpoint import checkpoint
 
 BLOCK = {"cpu": 2 ** 20, "cuda": 2 ** 24}   # products at a time: as many as caches hold; enough to fill a GPU
 PLAIN = 2 ** 19                             # up to this many, autograd's own matrix is the faster way
+
+
+def require_room(products: int, z: Tensor, method: str) -> None:
+    """Refuse a loss that makes so many products of projections at once that no device of this memory holds them.
+
+    Without it a CPU that runs out of memory ends the process without a word. A loss needs at least three matrices, the
+    gradient among them.
+
+    Args:
+        products: how many the loss makes.
+        z: projections [V, N, D] of all processes, on the device.
+        method: for the sentence.
+    """
+    if torch.compiler.is_compiling():
+        return
+    needed, there = 3 * products * z.element_size(), memory_of(z.device)
+    if there and needed > there:
+        raise ValueError(f"{method} compares {z.shape[0]} views of {z.shape[1]:,} images at once, which takes "
+                         f"{needed / 2 ** 30:,.0f} GiB, and this {z.device.type} has {there / 2 ** 30:,.0f}: lower the "
+                         "batch size or the number of views")
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of a device's memory; 0 where that is unknown."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "cpu" and hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 0
 
 
 class Products(NamedTuple):

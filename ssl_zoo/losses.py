@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_zoo import distributed
-from ssl_zoo.blocks import Products
+from ssl_zoo.blocks import Products, require_room
 
 Reduction = Literal["mean", "sum", "none"]
 Contrast = Literal["info_nce", "decoupled", "weighted_decoupled"]
@@ -233,6 +233,7 @@ def global_contrast(z1: Tensor, z2: Tensor, averages: Tensor, temperature: Tenso
     """
     positive, products = batch_similarities(z1, z2)                                      # [2B], [2B, 2N]
     count = 2 * len(require_two_images(products.keys[::2], "SogCLR")) - 2                # not itself and its positive
+    require_room(len(products.rows) * len(products.keys), products.keys.unflatten(0, (2, -1)), "SogCLR")
     negative = products.matrix()
     averages, temperature = averages.repeat(2), temperature.to(positive.dtype).repeat(2)
     heat = negative.detach() / temperature[:, None]                                      # -inf where there is none

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_zoo import distributed
-from ssl_zoo.losses import cross_similarities, full_precision, gather_views, nt_xent, require_two_images
+from ssl_zoo.blocks import require_room
+from ssl_zoo.losses import full_precision, gather_views, nt_xent
 
 
 def require_views(z: Tensor) -> Tensor:
@@ -30,6 +31,7 @@ def products(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     z = F.normalize(require_views(z), dim=-1)
     views, batch, _ = z.shape
     keys = gather_views(z, "a multi-view loss")                                          # [V, N, D]
+    require_room(views * batch * keys[..., 0].numel(), keys, "a multi-view loss")
     cosines = torch.einsum("vbd,wnd->vbwn", z, keys) / temperature                       # [V, B, V, N]
     own = torch.arange(batch, device=z.device) + batch * distributed.rank()
     own = own[None, :, None, None].expand(views, batch, views, 1)
@@ -74,6 +76,7 @@ def mv_dhel(z: Tensor, temperature: float) -> Tensor:
     z = F.normalize(require_views(z), dim=-1)
     views, batch, _ = z.shape
     keys = gather_views(z, "a multi-view loss")                                          # [V, N, D]
+    require_room(batch * keys[..., 0].numel(), keys, "a multi-view loss")
     cosines = torch.bmm(z, keys.mT) / temperature                                        # [V, B, N]
     own = torch.arange(batch, device=z.device)[None, :, None] + batch * distributed.rank()
     spread = cosines.scatter(2, own.expand(views, batch, 1), float("-inf")).logsumexp(2)             # [V, B]
@@ -137,12 +140,14 @@ def repulsion(z: Tensor, sharpness: float) -> Tensor:
         z: projections [V, B, D], any scale.
         sharpness: of the weights, at least 0.
     """
+    z = F.normalize(z, dim=-1)
+    keys = gather_views(z, "CACR")                                                               # [V, N, D]
+    require_room(len(z) * (len(z) - 1) // 2 * z.shape[1] * keys.shape[1], keys, "CACR")
     terms = []
-    for x, y in combinations(z, 2):
-        cosines = cross_similarities(x, y)[1]                                                    # [B, N]
-        require_two_images(cosines.T, "CACR")
-        itself = cosines.isneginf()
-        distances = 2 - 2 * cosines.masked_fill(itself, 0)
+    own = torch.arange(z.shape[1], device=z.device)[:, None] + z.shape[1] * distributed.rank()
+    for x, y in combinations(range(len(z)), 2):
+        distances = 2 - 2 * z[x] @ keys[y].T                                                     # [B, N]
+        itself = torch.zeros_like(distances, dtype=torch.bool).scatter(1, own, True)
         weights = (-sharpness * distances).masked_fill(itself, float("-inf")).softmax(1)
         terms.append(-(weights * distances).sum(1).mean())
     return torch.stack(terms).mean()

@@ -523,5 +523,12 @@ def test_a_full_device_is_said_with_what_helps():
     assert way_out(error) == "CUDA out of memory: lower --data.batch_size, or add --trainer.precision bf16-mixed"
 
 
+def test_a_full_host_is_said_likewise():
+    error = RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+                         "you tried to allocate 40000000000000 bytes. Error code 12 (Cannot allocate memory)")
+    assert expected(error)
+    assert way_out(error) == "the CPU is out of memory: lower --data.batch_size, or add --trainer.precision bf16-mixed"
+
+
 def test_parse_error_of_an_unknown_form_is_kept():
     assert parse_error("something else entirely") == "something else entirely"

@@ -9,13 +9,15 @@ import torch
 from torch.nn.functional import normalize
 
 from ssl_zoo.clusters import kmeans_step
+from ssl_zoo.evaluation.health import feature_std
+from ssl_zoo.heads import mlp
 from ssl_zoo.losses import contrast
-from ssl_zoo.methods import FT, HaLP, MoCo
+from ssl_zoo.methods import CACR, FT, GroCo, HaLP, MoCo
 from ssl_zoo.methods.ft import beta_quantiles
 from ssl_zoo.mixing import extrapolated, towards
 from ssl_zoo.views import ViewSpec
 from tests.conftest import small, state
-from tests.test_bases import cosine, require_equal, unit_views
+from tests.test_bases import cosine, projections, require_equal, unit_views
 from tests.test_losses import normal
 from tests.test_methods import batches, example
 
@@ -222,3 +224,39 @@ def test_the_gradient_of_ft_reaches_the_query_through_both_ends_of_a_pair():
         return contrast((q * k).sum(1), q @ queue.T, 0.5)
     assert torch.autograd.gradcheck(loss, query)
     assert np.isfinite(loss(query).item())
+
+
+# What pulls alone collapses
+
+
+def pull(positive, *_, **__):
+    return -positive.mean()
+
+
+@pytest.mark.parametrize(("cls", "options", "losses"), [
+    (CACR, {}, {"ssl_zoo.methods.cacr.repulsion": lambda z, sharpness: torch.zeros(())}),
+    (GroCo, {"negatives": 3}, {"ssl_zoo.methods.groco.group_order": pull}),
+    (FT, {"queue": 16}, {"ssl_zoo.methods.ft.contrast": pull}),
+    (HaLP, {"queue": 16, "prototypes": 4, "newest": 16, "positives": 8, "start": 0.0, "weight": 0.1},
+     {"ssl_zoo.methods.halp.contrast": pull}),
+], ids=["CACR", "GroCo", "FT", "HaLP"])
+def test_positives_alone_collapse_and_the_health_measure_says_so(cls, options, losses, monkeypatch):
+    found = []
+    for patches in ({}, losses):
+        for name, loss in patches.items():
+            monkeypatch.setattr(name, loss)
+        torch.manual_seed(0)
+        method = small(cls, **WIDTHS, **{"momentum": 0.9} if "queue" in options else {}, **options)
+        if "queue" not in options:
+            method.projector = mlp(8, 16, 8)                              # without the BatchNorm that ends it
+        lr = 0.005 if "queue" in options else 0.02
+        optimizer = torch.optim.Adam(filter(lambda p: p.requires_grad, method.parameters()), lr=lr)
+        batch = next(batches(method, 1))
+        for _ in range(60):
+            optimizer.zero_grad()
+            method.training_loss(batch).backward()
+            optimizer.step()
+            method.after_step()
+        found.append(feature_std(projections(method, batch)[0].detach()))
+    assert found[1] < 0.1, found
+    assert found[0] > 0.45, found

@@ -58,7 +58,12 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
 def expected(error: BaseException) -> bool:
     """Whether an error is about what the user gave, so that its sentence is enough."""
     return (isinstance(error, ORDINARY) or misconfigured(error) or lightnings(error) or INPLACE in str(error)
-            or type(error).__name__ == "OutOfMemoryError" or bool(raised_at(error)))
+            or full(error) or bool(raised_at(error)))
+
+
+def full(error: BaseException) -> bool:
+    """Whether a device has run out of memory; torch's error of a CPU has no class of its own."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def misconfigured(error: BaseException) -> bool:
@@ -78,8 +83,9 @@ def way_out(error: BaseException) -> str:
         return f"{said.rstrip('.!')}: give --trainer.devices a number from 1, or auto"
     if misconfigured(error) and re.search("accelerator|backend|CUDA|GPU", said):
         return f"{said.rstrip('.!')}: this machine has none; run with --trainer.accelerator cpu, or auto"
-    if type(error).__name__ == "OutOfMemoryError":
-        return f"{said.partition('. ')[0]}: lower --data.batch_size, or add --trainer.precision bf16-mixed"
+    if full(error):
+        where = said.partition(". ")[0] if "CUDA" in said else "the CPU is out of memory"
+        return f"{where}: lower --data.batch_size, or add --trainer.precision bf16-mixed"
     if "must be a mapping, not NoneType" in said:
         return "a class of the recipe has null where its options belong: leave it out, or write {} for their defaults"
     if INPLACE in said:
