@@ -17,6 +17,7 @@ from record import ROOT, commit, record
 from ssl_zoo.cli.messages import quiet
 from ssl_zoo.cli.recipes import shipped
 
+JUDGE = "cifar10/simclr_cpu"                     # its encoder weighs pairs, where a recipe has a judge
 IMAGES, EPOCHS, SEEDS = 5000, 8, (0, 1, 2)   # 19 steps of 256 images an epoch
 
 
@@ -24,9 +25,14 @@ def measure(recipe: str, folder: str) -> dict:
     """Steps, the processor's seconds of each run, and by protocol accuracies, untrained and trained."""
     images = arrays(unpack(Path(tempfile.gettempdir()), IMAGES))
     extra = ["--trainer.max_epochs", str(EPOCHS), "--trainer.check_val_every_n_epoch", str(EPOCHS)]
-    if "images" in yaml.safe_load(shipped()[recipe].read_text())["model"]["init_args"]:      # of a table by image
-        extra += ["--model.images", str(IMAGES)]
-    runs = [run(recipe, images, seed, folder, extra) for seed in SEEDS]
+    options, runs = yaml.safe_load(shipped()[recipe].read_text())["model"]["init_args"], []
+    for seed in SEEDS:
+        own = ["--model.images", str(IMAGES)] if "images" in options else []                 # of a table by image
+        if "judge" in options:                                                               # what SimCLR learns first
+            run(JUDGE, images, seed, folder, extra)
+            left = Path(folder, JUDGE).glob("version_*/encoder.safetensors")
+            own += ["--model.judge", str(max(left, key=lambda file: file.stat().st_mtime))]
+        runs.append(run(recipe, images, seed, folder, [*extra, *own]))
     return {"steps": runs[0]["steps"], "seconds": [one["seconds"] for one in runs],
             **{protocol: {"untrained": [one["untrained encoder"][protocol] for one in runs],
                           "trained": [list(one.values())[-1][protocol] for one in runs]}
