@@ -5,6 +5,7 @@ type, tifffile and imagecodecs read the samples as they are stored, and `levels`
 """
 
 import errno
+import io
 import math
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, Self
+from typing import Any, Literal, NamedTuple, NoReturn, Self, TypeVar
 
 import imagecodecs
 import numpy as np
@@ -22,6 +23,7 @@ import torchvision.transforms.v2.functional as F
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+Found = TypeVar("Found")
 Levels = Literal["file"] | tuple[float, float]
 PAUSES = (0.1, 1.0)   # seconds before a disk is asked again
 LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
@@ -166,33 +168,37 @@ class LeftOut:
                 for why in list(self.unread.values())[:1]]
 
 
-def read_image(path: str | Path, decoder: Decoder = COLOURS) -> Tensor:
+def read_image(path: str | Path, decoder: Decoder = COLOURS, content: bytes | None = None) -> Tensor:
     """Read an image as uint8 [C, H, W], upright.
 
     This uses PIL. torchvision's decoder takes four fifths of its time but is marked for removal.
+
+    Args:
+        path: of the file; only its name where there is `content`.
+        content: of the file, where it is a part of another one.
 
     Raises:
         Unreadable: the image is too large, or its pixels or channels are none that `decoder` takes.
         Exception: whatever a decoder raises on a file that is no whole image.
     """
-    with opened(path) as file:
-        samples = stored(path, file, decoder)
+    with opened(path, content) as file:
+        samples = stored(path, file, decoder, content)
         return picture(file, decoder) if samples is None else from_samples(path, samples, decoder)
 
 
-def stored_samples(path: str | Path, decoder: Decoder) -> Samples | None:
+def stored_samples(path: str | Path, decoder: Decoder, content: bytes | None = None) -> Samples | None:
     """The samples of a file of more than 8 bits; None for a picture of 8 bits, which is not decoded."""
-    with opened(path) as file:
-        samples = stored(path, file, decoder)
+    with opened(path, content) as file:
+        samples = stored(path, file, decoder, content)
         return None if samples is None or samples.bits <= 8 else samples
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[Any]:
+def opened(path: str | Path, content: bytes | None) -> Iterator[Any]:
     """The file as PIL's image, not yet decoded; None for a TIFF of a kind that PIL does not know."""
     kept, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None   # `bounded` has its own limit, and says its sentence
     try:
-        file = Image.open(path)
+        file = Image.open(path if content is None else io.BytesIO(content))
     except UnidentifiedImageError:
         if Path(path).suffix.lower() not in TIFF:
             raise
@@ -204,16 +210,18 @@ def opened(path: str | Path) -> Iterator[Any]:
         yield file
 
 
-def stored(path: str | Path, file: Any, decoder: Decoder) -> Samples | None:
+def stored(path: str | Path, file: Any, decoder: Decoder, content: bytes | None) -> Samples | None:
     """The samples of a file that PIL would shorten, or of which it would leave channels out; None for any other."""
     if file is None or file.format == "TIFF":
-        return None if file is not None and whole_tiff(file, decoder) else tiff(path, decoder)
+        return None if file is not None and whole_tiff(file, decoder) else tiff(path, decoder, content)
     bounded(path, file, decoder)
-    if file.format == "PNG" and (header := Path(path).read_bytes())[24] == 16:
-        pixels = imagecodecs.png_decode(header)
+    if file.format in ("PNG", "JPEG2000") and content is None:
+        content = Path(path).read_bytes()
+    if file.format == "PNG" and content is not None and content[24] == 16:
+        pixels = imagecodecs.png_decode(content)
         alpha = pixels.shape[2:] in ((2,), (4,)) and decoder.channels in (1, 3)
         return Samples(upright(np.atleast_3d(pixels), exif_orientation(file)), 16, alpha)
-    if file.format == "JPEG2000" and (bits := jpeg2000_bits(content := Path(path).read_bytes())) > 8:
+    if file.format == "JPEG2000" and content is not None and (bits := jpeg2000_bits(content)) > 8:
         return Samples(np.atleast_3d(imagecodecs.jpeg2k_decode(content)), bits)
     if file.mode[0] in "IF":
         pixels = np.atleast_3d(np.asarray(file))
@@ -235,9 +243,9 @@ def whole_tiff(file: Any, decoder: Decoder) -> bool:
             and decoder.channels in (1, 3) and file.width * file.height <= decoder.max_pixels)
 
 
-def tiff(path: str | Path, decoder: Decoder) -> Samples:
+def tiff(path: str | Path, decoder: Decoder, content: bytes | None) -> Samples:
     """The samples of the first series of a TIFF, of its finest level that `max_pixels` allows."""
-    with tifffile.TiffFile(path) as file:
+    with tifffile.TiffFile(path if content is None else io.BytesIO(content)) as file:
         series = file.series[0]
         levels = [level for level in series.levels
                   if math.prod(level.sizes[side] for side in ("height", "width")) <= decoder.max_pixels]
@@ -347,7 +355,7 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return UPRIGHT.get(orientation, lambda x: x)(pixels)
 
 
-def attempted(read: Callable[[int], Tensor], place: int, name: str) -> Tensor | Unread:
+def attempted(read: Callable[[int], Found], place: int, name: str) -> Found | Unread:
     """The image of a place, or why there is none. A disk that does not answer is asked three times."""
     for pause in (*PAUSES, None):
         try:

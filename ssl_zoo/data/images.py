@@ -15,7 +15,7 @@ from ssl_zoo import distributed
 from ssl_zoo.data.decoding import Decoder, LeftOut, Unread
 from ssl_zoo.data.labels import testable
 from ssl_zoo.data.levels import Choice
-from ssl_zoo.data.sources import Files, Loader, Order, Resident, in_order, none_readable, shuffled, some, spaced
+from ssl_zoo.data.sources import Files, Loader, Order, Resident, in_order, none_readable
 from ssl_zoo.data.summary import Understood, summary
 from ssl_zoo.distributed import world_size
 from ssl_zoo.encoders import Encoder
@@ -43,7 +43,7 @@ class Images(pl.LightningDataModule):
     classes: list[str]
     train: Resident | Files
     test: Resident | Files | None
-    order: Order                      # of the training images in each epoch
+    order: Order | None               # of the training images in each epoch; None for their source's own
     understood: Understood            # `load` may set it
     summary: str                      # two lines on images, parts and classes
     decoder: Decoder                  # how files become images
@@ -58,7 +58,8 @@ class Images(pl.LightningDataModule):
         if train_images is not None and train_images < 1:
             raise ValueError(f"train_images is at least 1 image, not {train_images}; null uses all")
         self.batch_size, self.train_images, self.workers, self.strict = batch_size, train_images, workers, strict
-        self.loaded, self.said, self.order = False, False, shuffled
+        self.loaded, self.said = False, False
+        self.order = None
         self.understood = Understood(type(self).__name__)
         self.decode_by("file", channels=3)
         self.left_out = LeftOut()
@@ -141,7 +142,7 @@ class Images(pl.LightningDataModule):
         if not isinstance(part, Files) or not len(part):
             return
         tried: dict[int, Unread] = {}
-        for place in spaced(len(part), TRIED):
+        for place in part.spaced(TRIED):
             if isinstance(found := part.attempt(place), torch.Tensor):
                 return   # the loader names the others when it meets them
             tried[place] = found.require_disk()
@@ -160,7 +161,7 @@ class Images(pl.LightningDataModule):
                 self.test, tested = (self.test.subset(kept), tested[kept]) if len(kept) else (None, None)
                 self.understood = self.understood._replace(left_out=[*self.understood.left_out, *left_out])
         if self.train_images is not None:
-            self.train = self.train.subset(some(len(labels), self.train_images))
+            self.train = self.train.subset(self.train.some(self.train_images))
         self.summary = summary(self.understood, self.train.labels.cpu().numpy(), tested, self.classes, len(labels))
         if not self.said and distributed.rank() == 0:
             print(self.summary, file=sys.stderr)
@@ -204,7 +205,7 @@ class Images(pl.LightningDataModule):
             labelled = (self.train.labels >= 0).cpu().numpy()
             parts = [self.train if labelled.all() else self.train.subset(np.flatnonzero(labelled)), self.test]
         else:
-            parts = [self.train.subset(some(len(self.train), HEALTH_IMAGES))]
+            parts = [self.train.subset(self.train.some(HEALTH_IMAGES))]
         if min(map(len, parts)) < world_size():
             raise ValueError(f"{min(map(len, parts))} images to evaluate cannot be shared by {world_size()} processes: "
                              "train on fewer devices")

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from ssl_zoo.data.decoding import Decoder, Levels, Samples, stored_samples
-from ssl_zoo.data.sources import Files, load_ahead, some, spaced
+from ssl_zoo.data.decoding import Decoder, Levels, Samples
+from ssl_zoo.data.sources import Files, load_ahead
 
 Choice = Literal["data"] | Levels
 MEASURED = 2000      # at most so many training images are measured for `levels: data`
@@ -37,7 +37,7 @@ class Spreads:
 
     def __getitem__(self, i: int) -> Spread | None:
         try:
-            return spread(stored_samples(self.files.names[i], self.files.decoder))
+            return spread(self.files.samples(i))
         except Exception:   # whatever a decoder raises
             return None
 
@@ -51,9 +51,9 @@ def fitted(files: Files, choice: Choice, workers: int) -> Decoder:
         workers: processes that measure.
     """
     if choice == "data":
-        found = load_ahead(Spreads(files), some(len(files), MEASURED).tolist(), workers)
+        found = load_ahead(Spreads(files), files.some(MEASURED).tolist(), workers)
         return replace(files.decoder, levels=measured(found))
-    require_contrast((Spreads(files)[place] for place in spaced(len(files), LOOKED_AT)), files.decoder.levels)
+    require_contrast((Spreads(files)[place] for place in files.spaced(LOOKED_AT)), files.decoder.levels)
     return files.decoder
 
 

@@ -5,7 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,12 +14,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ssl_zoo import distributed
-from ssl_zoo.data.decoding import COLOURS, Decoder, LeftOut, Unread, attempted, read_image
+from ssl_zoo.data.decoding import (
+    COLOURS,
+    Decoder,
+    LeftOut,
+    Samples,
+    Unread,
+    attempted,
+    read_image,
+    stored_samples,
+)
 from ssl_zoo.views import Augmentation, Canvases, Crops, Key
 
 # images, canvases or crops; labels [B], index [B]; by place, the files that could not be read
 Loaded = tuple[Tensor | Canvases | Crops, Tensor, Tensor, dict[int, Unread]]
 PLAIN = Key(0, 0, 0, 0)   # of batches from which nothing is drawn
+MANY = 10 ** 8
 
 
 class Order(Protocol):
@@ -30,6 +40,14 @@ class Order(Protocol):
 
     def __call__(self, seed: int, epoch: int, images: int) -> np.ndarray:
         """Places below `images`, at least as many as the epoch's batches hold, and the same on every process."""
+
+
+@runtime_checkable
+class Shares(Protocol):
+    """An order that gives each process images of its own, so that no process has to know the others'."""
+
+    def share(self, seed: int, epoch: int, rank: int, processes: int) -> np.ndarray:
+        """The places of a process's images, at least as many as its batches hold."""
 
 
 def shuffled(seed: int, epoch: int, images: int) -> np.ndarray:
@@ -50,7 +68,32 @@ class Request(NamedTuple):
     key: Key | None
 
 
-class Resident:
+class Source:
+    """What the sources of images have in common."""
+
+    order: Order = staticmethod(shuffled)   # of a training epoch, unless a data module says otherwise
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def share(self, rank: int, processes: int) -> np.ndarray:
+        """The places of the images that a process sees where all see each image once, without augmentation."""
+        return np.arange(rank, len(self), processes)
+
+    def some(self, wanted: int) -> np.ndarray:
+        """At most `wanted` places, the same every time, in rising order."""
+        return some(len(self), wanted)
+
+    def spaced(self, wanted: int) -> list[int]:
+        """At most `wanted` places of images to look at."""
+        return spaced(len(self), wanted)
+
+    def batches(self, plan: Sequence[Request], workers: int, pin_memory: bool) -> Iterator[Loaded]:
+        """The batches of a plan, which as many workers load ahead."""
+        return load_ahead(self, plan, workers, pin_memory)
+
+
+class Resident(Source):
     """Images of one size in memory, which the device crops.
 
     Args:
@@ -98,7 +141,7 @@ class Resident:
         return digest.hexdigest()
 
 
-class Files:
+class Files(Source):
     """Images of any sizes, decoded when they are asked for.
 
     Args:
@@ -140,6 +183,10 @@ class Files:
     def read(self, place: int) -> Tensor:
         """One image, uint8 [C, H, W]; raises if it cannot be read."""
         return read_image(self.names[place], self.decoder) if self.reader is None else self.reader(place)
+
+    def samples(self, place: int) -> Samples | None:
+        """The pixels of an image of more than 8 bits as they are stored; None for others."""
+        return stored_samples(self.names[place], self.decoder)
 
     def attempt(self, place: int) -> Tensor | Unread:
         """The image of a place, uint8 [C, H, W], or why there is none."""
@@ -190,7 +237,10 @@ class Files:
 
 def some(images: int, wanted: int) -> np.ndarray:
     """Choose at most `wanted` of `images` places at random, the same every time, and return them in rising order."""
-    return np.sort(np.random.default_rng(0).permutation(images)[:wanted])
+    generator = np.random.default_rng(0)
+    if images > MANY:   # a permutation of a billion takes eight gigabytes
+        return np.sort(generator.choice(images, min(wanted, images), replace=False, shuffle=False))
+    return np.sort(generator.permutation(images)[:wanted])
 
 
 def spaced(images: int, wanted: int) -> list[int]:
@@ -219,15 +269,15 @@ class Loader:
         workers: processes that load ahead; 0 loads in this one.
         training: shuffled, whole batches only, with keys for views; otherwise every image in order, plain.
         strict: refuse unreadable images instead of skipping them.
-        order: of a training epoch's images.
+        order: of a training epoch's images; the source's own if left out.
     """
 
     batch_sampler = None   # Lightning reads it if there is a sampler
 
     def __init__(self, source: Resident | Files, batch_size: int, workers: int = 0, *,
-                 training: bool = False, strict: bool = False, order: Order = shuffled):
+                 training: bool = False, strict: bool = False, order: Order | None = None):
         self.source, self.batch_size, self.workers = source, batch_size, workers
-        self.training, self.strict, self.order = training, strict, order
+        self.training, self.strict, self.order = training, strict, order or source.order
         self.epoch = 0
         self.shown = 0        # images that all processes have seen in this epoch
         self.running = False  # whether an epoch has begun, which the next pass does not go on with
@@ -280,21 +330,25 @@ class Loader:
         images, processes = len(self.source), distributed.world_size()
         if self.training:
             return images // self.together
-        return -(-len(range(distributed.rank(), images, processes)) // self.batch_size)
+        return -(-len(self.source.share(distributed.rank(), processes)) // self.batch_size)
 
     def plan(self) -> list[Request]:
         """This process's share of what is left of the epoch."""
         if not self.training:
-            mine = np.arange(distributed.rank(), len(self.source), distributed.world_size())
+            mine = self.source.share(distributed.rank(), distributed.world_size())
             return [Request(mine[i:i + self.batch_size], None) for i in range(0, len(mine), self.batch_size)]
         seed, rank, processes = distributed.run_seed(), distributed.rank(), distributed.world_size()
+        first = len(self) - self.left
+        if isinstance(self.order, Shares):
+            own = self.order.share(seed, self.epoch, rank, processes)[self.shown // processes:]
+            return [Request(own[i * self.batch_size:(i + 1) * self.batch_size], Key(seed, self.epoch, first + i, rank))
+                    for i in range(self.left)]
         places, wanted = self.order(seed, self.epoch, len(self.source)), self.shown + self.left * self.together
         if len(places) < wanted:
             raise ValueError(f"the order of epoch {self.epoch} has {len(places)} images, and its {len(self)} batches "
                              f"need {wanted}: let it repeat some")
         batches = np.ascontiguousarray(places[self.shown:wanted]).reshape(self.left, processes, self.batch_size)
-        return [Request(batch[rank], Key(seed, self.epoch, i, rank))
-                for i, batch in enumerate(batches, len(self) - self.left)]
+        return [Request(batch[rank], Key(seed, self.epoch, i, rank)) for i, batch in enumerate(batches, first)]
 
     def __iter__(self) -> Iterator[tuple[Tensor | Canvases | Crops, Tensor, Tensor, Key]]:
         self.shown = 0 if self.running else self.shown
@@ -312,7 +366,7 @@ class Loader:
 
     def load(self, plan: list[Request]) -> Iterator[Loaded]:
         workers = 0 if isinstance(self.source, Resident) else self.workers
-        return load_ahead(self.source, plan, workers, pin_memory=torch.cuda.is_available())
+        return self.source.batches(plan, workers, pin_memory=torch.cuda.is_available())
 
     def report(self, found: Tensor, unread: Mapping[int, Unread]) -> None:
         """Say why images are left out, of each once; stop where that is not allowed, or where a disk fails."""
