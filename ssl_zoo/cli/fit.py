@@ -16,7 +16,7 @@ from ssl_zoo import data, encoders, evaluation, methods, monitor, optim
 from ssl_zoo.checkpoints import check_resumable, read_checkpoint
 from ssl_zoo.cli.messages import parse_error
 from ssl_zoo.cli.recipes import run_name
-from ssl_zoo.data import arrays, digits, folder, torchvision_sets
+from ssl_zoo.data import arrays, digits, folder, hugging_face, shards, torchvision_sets
 from ssl_zoo.evaluation import callback, former
 from ssl_zoo.method import Method
 from ssl_zoo.views.specs import PRESETS
@@ -29,7 +29,7 @@ CALLBACKS = {"evaluation": callback.Evaluation, "report": callback.Report, "chec
 
 # the families hold the classes that a recipe may name alone, once their files are imported
 __all__ = ["Cli", "Parser", "arrays", "callback", "data", "digits", "encoders", "evaluation", "folder", "former",
-           "methods", "optim", "torchvision_sets"]
+           "hugging_face", "methods", "optim", "shards", "torchvision_sets"]
 
 
 class Parser(LightningArgumentParser):
