@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from ssl_zoo.data.fetching import Scratch
+from ssl_zoo.data.orders import Blocks
 from ssl_zoo.data.shard_index import Shard
 from ssl_zoo.data.sources import Files, Loader, Request
-from ssl_zoo.data.streams import Blocks, Shards
+from ssl_zoo.data.streams import Shards
 from ssl_zoo.data.tars import pictures
 from ssl_zoo.views import Key
 from tests.test_data import AUGMENTATION, SEED, indices, joined, picture, same, write_pictures

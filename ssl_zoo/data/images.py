@@ -15,7 +15,8 @@ from ssl_zoo import distributed
 from ssl_zoo.data.decoding import Decoder, LeftOut, Unread
 from ssl_zoo.data.labels import testable
 from ssl_zoo.data.levels import Choice
-from ssl_zoo.data.sources import Files, Loader, Order, Resident, in_order, none_readable
+from ssl_zoo.data.orders import Order, in_order
+from ssl_zoo.data.sources import Files, Loader, Resident, none_readable
 from ssl_zoo.data.summary import Understood, summary
 from ssl_zoo.distributed import world_size
 from ssl_zoo.encoders import Encoder

@@ -22,7 +22,7 @@ import numpy as np
 import torchvision.transforms.v2.functional as F
 from tqdm import tqdm
 
-from ssl_zoo.data.canvases import reduced
+from ssl_zoo.data.canvases import shrunk
 from ssl_zoo.data.counting import UNFINISHED
 from ssl_zoo.data.decoding import LeftOut, Unread, attempted, stored_samples
 from ssl_zoo.data.shard_index import INDEXES, Index, Shard
@@ -67,7 +67,7 @@ class Entries:
         if size is None:
             return Entry(path.suffix.lower(), path.read_bytes())
         image = self.files.read(place)
-        small = reduced(image, size)
+        small = shrunk(image, size)
         if small is image and path.suffix.lower() in JPEGS:
             return Entry(path.suffix.lower(), path.read_bytes())   # a second JPEG of it would only lose
         file = io.BytesIO()

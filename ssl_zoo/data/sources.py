@@ -1,11 +1,11 @@
-"""Where images come from (tensors in memory, or files that workers decode) and the order in which they come."""
+"""Where images come from (tensors in memory, or files that workers decode), and the loader of their batches."""
 
 import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -14,51 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ssl_zoo import distributed
-from ssl_zoo.data.decoding import (
-    COLOURS,
-    Decoder,
-    LeftOut,
-    Samples,
-    Unread,
-    attempted,
-    read_image,
-    stored_samples,
-)
+from ssl_zoo.data.decoding import COLOURS, Decoder, LeftOut, Samples, Unread, attempted, read_image, stored_samples
+from ssl_zoo.data.orders import Order, Shares, shuffled, some, spaced
 from ssl_zoo.views import Augmentation, Canvases, Crops, Key
 
 # images, canvases or crops; labels [B], index [B]; by place, the files that could not be read
 Loaded = tuple[Tensor | Canvases | Crops, Tensor, Tensor, dict[int, Unread]]
 PLAIN = Key(0, 0, 0, 0)   # of batches from which nothing is drawn
-MANY = 10 ** 8
-
-
-class Order(Protocol):
-    """Which images an epoch trains on, in which order: a function of (seed, epoch) alone, so that a resume repeats it.
-
-    Give your own to a data module, `data.order = ...`, for a curriculum or for batches of neighbours.
-    """
-
-    def __call__(self, seed: int, epoch: int, images: int) -> np.ndarray:
-        """Places below `images`, at least as many as the epoch's batches hold, and the same on every process."""
-
-
-@runtime_checkable
-class Shares(Protocol):
-    """An order that gives each process images of its own, so that no process has to know the others'."""
-
-    def share(self, seed: int, epoch: int, rank: int, processes: int) -> np.ndarray:
-        """The places of a process's images, at least as many as its batches hold."""
-
-
-def shuffled(seed: int, epoch: int, images: int) -> np.ndarray:
-    """Every image once, in random order."""
-    # spawn_key keeps this stream apart from the views', whose key starts with the same two numbers
-    return np.random.default_rng(np.random.SeedSequence([seed, epoch], spawn_key=(0,))).permutation(images)
-
-
-def in_order(seed: int, epoch: int, images: int) -> np.ndarray:
-    """Every image once, as the data set has them, in every epoch."""
-    return np.arange(images)
 
 
 class Request(NamedTuple):
@@ -233,19 +195,6 @@ class Files(Source):
     def for_training(self, images: Sequence[Tensor], key: Key) -> Tensor | Canvases | Crops:
         """What a training batch holds of its images: their crops, or plain images if there is no augmentation."""
         return self.plain(images) if self.augment is None else self.augment.cut(images, key)
-
-
-def some(images: int, wanted: int) -> np.ndarray:
-    """Choose at most `wanted` of `images` places at random, the same every time, and return them in rising order."""
-    generator = np.random.default_rng(0)
-    if images > MANY:   # a permutation of a billion takes eight gigabytes
-        return np.sort(generator.choice(images, min(wanted, images), replace=False, shuffle=False))
-    return np.sort(generator.permutation(images)[:wanted])
-
-
-def spaced(images: int, wanted: int) -> list[int]:
-    """At most `wanted` of `images` places, the first and the last and as many between them at even distances."""
-    return np.unique(np.linspace(0, images - 1, wanted).astype(int)).tolist()
 
 
 def centre(image: Tensor, size: int) -> Tensor:

@@ -15,51 +15,12 @@ from torch import Tensor
 
 from ssl_zoo.data.decoding import COLOURS, Decoder, LeftOut, Samples, Unread, attempted, read_image, stored_samples
 from ssl_zoo.data.fetching import Scratch, is_address, is_plain, webdataset
+from ssl_zoo.data.orders import Blocks
 from ssl_zoo.data.shard_index import Shard
 from ssl_zoo.data.sources import Files, Loaded, Request, file_states
 from ssl_zoo.data.tars import BLOCK, name_of, pictures
 
 OPEN = 128   # files and tables that a worker keeps at hand
-
-
-class Blocks:
-    """The order of a training epoch: shards in random order, of which `block` at a time are shuffled together.
-
-    The processes have equal shares of the images, to one. Where a share begins inside a shard, two processes read it:
-    every image is in one share, whatever the numbers of shards, processes and workers, and no process has fewer batches
-    than another. Workers share the blocks of their process, so their number changes nothing.
-
-    Args:
-        counts: images of each shard.
-        block: shards that are shuffled together.
-    """
-
-    def __init__(self, counts: np.ndarray, block: int):
-        self.counts, self.block = counts, block
-        self.starts = np.concatenate([[0], counts.cumsum()])
-
-    def share(self, seed: int, epoch: int, rank: int, processes: int) -> np.ndarray:
-        """The places of one process's images in their order."""
-        # spawn_key keeps this stream apart from the views', whose key starts with the same two numbers
-        sequence = np.random.default_rng(np.random.SeedSequence([seed, epoch], spawn_key=(0,))).permutation(
-            len(self.counts))
-        ends = self.counts[sequence].cumsum()
-        images = int(self.counts.sum())
-        first, last = images * rank // processes, images * (rank + 1) // processes
-        reached = np.arange(np.searchsorted(ends, first, "right"), np.searchsorted(ends, last, "left") + 1)
-        own = [np.arange(max(first - before, 0), min(last - before, count)) + start
-               for before, count, start in zip((ends - self.counts[sequence])[reached], self.counts[sequence][reached],
-                                               self.starts[sequence][reached], strict=True)]
-        own = [places for places in own if len(places)]
-        within = np.random.default_rng(np.random.SeedSequence([seed, epoch], spawn_key=(0, rank)))
-        blocks = np.array_split(np.arange(len(own)), max(1, -(-len(own) // self.block)))
-        nothing = np.array([], int)   # of a process beyond the number of images
-        return np.concatenate([within.permutation(np.concatenate([nothing, *(own[i] for i in block)]))
-                               for block in blocks])
-
-    def __call__(self, seed: int, epoch: int, images: int) -> np.ndarray:
-        """The order of one process alone."""
-        return self.share(seed, epoch, 0, 1)
 
 
 class Enclosed(Files):

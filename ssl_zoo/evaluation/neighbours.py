@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_zoo.data.sources import some
+from ssl_zoo.data.orders import some
 from ssl_zoo.evaluation.features import Features
 from ssl_zoo.evaluation.nearest import nearest
 from ssl_zoo.pictures import Tile, sheet

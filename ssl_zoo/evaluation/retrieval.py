@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_zoo.data.sources import some
+from ssl_zoo.data.orders import some
 from ssl_zoo.evaluation.features import Features, require_rows
 from ssl_zoo.evaluation.nearest import inverse_norms, working
 from ssl_zoo.evaluation.score import Score

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import ssl_zoo
-from ssl_zoo.data.sources import Files, Loader, Resident, some
+from ssl_zoo.data.sources import Files, Loader, Resident
 from ssl_zoo.distributed import Key
 from ssl_zoo.encoders import Encoder, check_size
 from ssl_zoo.evaluation import charts, report
@@ -212,7 +212,7 @@ def view_batches(source: Resident | Files, size: int, which: int) -> Iterator[tu
     """Batches of one of SimCLR's two views of some images, the same ones every time."""
     row, = PRESETS["simclr" if size > 64 else "simclr_32"]
     augment = Augmentation([ViewSpec(**vars(row) | {"size": size})])
-    for batch, places in enumerate(torch.from_numpy(some(len(source), PAIRS)).split(BATCH)):
+    for batch, places in enumerate(torch.from_numpy(source.some(PAIRS)).split(BATCH)):
         kept, images = [], []
         for place in places.tolist():
             if isinstance(image := source.attempt(place), Tensor):   # the loader has named the others

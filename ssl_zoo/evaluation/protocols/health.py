@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ssl_zoo import distributed
-from ssl_zoo.data.sources import some
+from ssl_zoo.data.orders import some
 from ssl_zoo.evaluation import charts
 from ssl_zoo.evaluation.features import Features
 from ssl_zoo.evaluation.health import (

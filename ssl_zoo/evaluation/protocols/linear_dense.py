@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from ssl_zoo.data.orders import some
 from ssl_zoo.data.segmentation import Segmentation, common_size, described, read_segmentation, splits, voc_folder
-from ssl_zoo.data.sources import some
 from ssl_zoo.evaluation import charts
 from ssl_zoo.evaluation.dense import dense_iou, encode_maps, pixel_logits, train_dense_head
 from ssl_zoo.evaluation.features import Features
