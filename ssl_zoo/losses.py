@@ -81,6 +81,12 @@ def require_two_images(z: Tensor, method: str) -> Tensor:
     return z
 
 
+def require_others(z: Tensor, method: str) -> None:
+    """Refuse a batch of one image over all processes, of which this one has the rows [B, ...]: its loss is 0."""
+    if distributed.world_size() == 1:
+        require_two_images(z, method)
+
+
 def gather_views(z: Tensor, method: str) -> Tensor:
     """The projections of all processes' images [V, N, D] from this one's [V, B, D], with gradient."""
     return require_two_images(distributed.gather(z.transpose(0, 1)), method).transpose(0, 1)

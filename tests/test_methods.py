@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import warnings
 from functools import partial
 
@@ -15,7 +16,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from ssl_zoo import distributed, methods
 from ssl_zoo.assignment import sinkhorn
 from ssl_zoo.contract import seeded
-from ssl_zoo.contract.gloo import own_part
+from ssl_zoo.contract.gloo import own_part, without_norms
 from ssl_zoo.data import ArrayImages
 from ssl_zoo.encoders import Encoder, NarrowResNet
 from ssl_zoo.heads import PixelPropagation
@@ -817,3 +818,23 @@ def test_a_queue_holds_keys_of_unit_norm_after_training(tmp_path, arrays, build)
     trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(method, ArrayImages(str(arrays), batch_size=8))
     assert method.queue.filled == 20
     assert torch.allclose(method.queue.keys.norm(dim=1), torch.ones(20), atol=1e-5)
+
+
+# A batch of one image
+
+@pytest.mark.parametrize("name", methods.__all__)
+def test_one_image_alone_is_refused_or_learnt_from_but_never_without_a_word(name):
+    from tests.test_contract import CASES  # which names the classes
+    method = without_norms(CASES[name]())      # BatchNorm would refuse it too
+    batch = next(batches(method, 1))
+    views = [View(view.images[:1], view.boxes[:1], view.flipped[:1], view.role) for view in batch.views]
+    batch = batch._replace(images=batch.images[:1], labels=batch.labels[:1], index=batch.index[:1], views=views)
+    said, loss = "", None
+    try:
+        loss = method.training_loss(batch)
+    except ValueError as error:
+        said = str(error)
+    weights = [p for p in method.parameters() if p.requires_grad]
+    slopes = torch.autograd.grad(loss, weights, allow_unused=True) if loss is not None and loss.isfinite() else ()
+    assert (re.search("raise the batch size|lower splits|set model.global_batch", said)
+            or any(slope.any() for slope in slopes if slope is not None)), said

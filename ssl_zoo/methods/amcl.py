@@ -7,7 +7,7 @@ from torch import Tensor
 from ssl_zoo.adaptive import LOGGED, AdaptiveForm, PairTemperature, adaptive_contrast, temperature_quantiles
 from ssl_zoo.blocks import by_rows
 from ssl_zoo.heads import MultiHead
-from ssl_zoo.losses import batch_products, batch_similarities, check_choice, unit
+from ssl_zoo.losses import batch_products, batch_similarities, check_choice, require_others, unit
 from ssl_zoo.method import Batch, Method
 
 
@@ -35,6 +35,7 @@ class AMCL(Method):
 
     def training_loss(self, batch: Batch) -> Tensor:
         z1, z2 = (unit(self.projectors(self.encoder(view.images))) for view in batch.views)   # [B, C, D] each
+        require_others(z1, "AMCL")
         losses, of_positives, of_negatives = [], [], []
         for u1, u2 in zip(z1.unbind(1), z2.unbind(1), strict=True):                       # [B, D], one head's
             positive, negative = batch_similarities(u1, u2)                               # [2B] and [2B, 2N]

@@ -4,7 +4,7 @@ from typing import Any
 from torch import Tensor
 
 from ssl_zoo.heads import mlp
-from ssl_zoo.losses import cross_correlation, off_diagonal
+from ssl_zoo.losses import cross_correlation, off_diagonal, require_others
 from ssl_zoo.method import Batch, Method
 
 
@@ -26,5 +26,6 @@ class BarlowTwins(Method):
 
     def training_loss(self, batch: Batch) -> Tensor:
         z1, z2 = (self.projector(self.encoder(view.images)) for view in batch.views)     # [B, D] each
+        require_others(z1, "BarlowTwins")
         c = cross_correlation(z1, z2)                                                     # [D, D]
         return (c.diagonal() - 1).square().sum() + self.redundancy_weight * off_diagonal(c).square().sum()

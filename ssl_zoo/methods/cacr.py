@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ssl_zoo.heads import mlp
-from ssl_zoo.losses import check_temperature, contrast, full_precision, key_similarities
+from ssl_zoo.losses import check_temperature, contrast, full_precision, key_similarities, require_others
 from ssl_zoo.memory import MomentumEncoder
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.multi_view import attraction, repulsion
@@ -67,6 +67,7 @@ class CACRMoCoV3(Method):
 
     def training_loss(self, batch: Batch) -> Tensor:
         q = [self.predictor(self.projector(self.encoder(view.images))) for view in batch.views]      # V x [B, D]
+        require_others(q[0], "CACRMoCoV3")
         losses = [momentum_attraction(q[:g] + q[g + 1:], self.momentum_encoder(batch.views[g].images), self.temperature)
                   for g in self.keys]
         return torch.stack(losses).mean()

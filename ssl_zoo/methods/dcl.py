@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ssl_zoo.heads import mlp
-from ssl_zoo.losses import batch_similarities, check_temperature, contrast
+from ssl_zoo.losses import batch_similarities, check_temperature, contrast, require_others
 from ssl_zoo.method import Batch, Method
 
 
@@ -30,6 +30,7 @@ class DCL(Method):
 
     def training_loss(self, batch: Batch) -> Tensor:
         z = [self.projector(self.encoder(view.images)) for view in batch.views]          # V x [B, D]
+        require_others(z[0], "DCL")
         losses = [contrast(*batch_similarities(z[a], z[b]), self.temperature, "decoupled") for a, b in self.pairs]
         return torch.stack(losses).mean()
 
@@ -55,6 +56,7 @@ class DCLW(Method):
 
     def training_loss(self, batch: Batch) -> Tensor:
         z = [self.projector(self.encoder(view.images)) for view in batch.views]          # V x [B, D]
+        require_others(z[0], "DCLW")
         losses = [contrast(*batch_similarities(z[a], z[b]), self.temperature, "weighted_decoupled", self.sigma)
                   for a, b in self.pairs]
         return torch.stack(losses).mean()

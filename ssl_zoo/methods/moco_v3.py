@@ -4,7 +4,7 @@ from typing import Any
 from torch import Tensor
 
 from ssl_zoo.heads import mlp
-from ssl_zoo.losses import check_temperature, contrast, key_similarities
+from ssl_zoo.losses import check_temperature, contrast, key_similarities, require_others
 from ssl_zoo.memory import MomentumEncoder
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.methods.genview import PairWeights
@@ -44,6 +44,7 @@ class MoCoV3(Method):
     def training_loss(self, batch: Batch) -> Tensor:
         x1, x2 = (view.images for view in batch.views)
         q1, q2 = (self.predictor(self.projector(self.encoder(x))) for x in (x1, x2))     # [B, D] each
+        require_others(q1, "MoCoV3")
         k1, k2 = (self.momentum_encoder(x) for x in (x1, x2))
         losses = [contrast(*key_similarities(q, k), self.temperature, reduction="none")              # [B] each
                   for q, k in ((q1, k2), (q2, k1))]

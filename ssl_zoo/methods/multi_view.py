@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ssl_zoo.heads import mlp
-from ssl_zoo.losses import check_choice, check_temperature
+from ssl_zoo.losses import check_choice, check_temperature, require_others
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.multi_view import average, mv_dhel, mv_info_nce, pairwise, poly_view
 
@@ -78,4 +78,5 @@ class ViewAggregate(Method):
 
     def training_loss(self, batch: Batch) -> Tensor:
         z = torch.stack([self.projector(self.encoder(view.images)) for view in batch.views])     # [V, B, D]
+        require_others(z[0], "ViewAggregate")
         return self.loss(z, self.temperature)

@@ -4,7 +4,7 @@ from typing import Any
 from torch import Tensor
 
 from ssl_zoo.heads import mlp
-from ssl_zoo.losses import check_temperature, contrast, cross_similarities, full_precision, unit
+from ssl_zoo.losses import check_temperature, contrast, cross_similarities, full_precision, require_others, unit
 from ssl_zoo.memory import Queue
 from ssl_zoo.method import Batch, Method
 
@@ -33,6 +33,7 @@ class NNCLR(Method):
 
     def training_loss(self, batch: Batch) -> Tensor:
         z1, z2 = (self.projector(self.encoder(view.images)) for view in batch.views)     # [B, D] each
+        require_others(z1, "NNCLR")
         p1, p2 = self.predictor(z1), self.predictor(z2)
         queue = self.queue.snapshot()                                                    # [K, D]
         (n1, cosine, place), (n2, _, _) = nearest(z1, queue), nearest(z2, queue)

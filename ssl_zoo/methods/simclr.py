@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ssl_zoo.heads import mlp
-from ssl_zoo.losses import check_temperature, mean_similarities, nt_xent
+from ssl_zoo.losses import check_temperature, mean_similarities, nt_xent, require_others
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.methods.genview import PairWeights
 
@@ -34,6 +34,7 @@ class SimCLR(Method):
 
     def training_loss(self, batch: Batch) -> Tensor:
         z = [self.projector(self.encoder(view.images)) for view in batch.views]        # V x [B, D]
+        require_others(z[0], "SimCLR")
         positive, negative = mean_similarities(z[0], z[1])
         self.log_dict({"similarity/positive": positive, "similarity/negative": negative}, batch_size=len(z[0]))
         weights = self.pair_weights(batch.views)                                       # [V, V, B]
