@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_zoo import distributed
-from ssl_zoo.blocks import Products, require_room
+from ssl_zoo.blocks import Products, by_rows
 
 Reduction = Literal["mean", "sum", "none"]
 Contrast = Literal["info_nce", "decoupled", "weighted_decoupled"]
@@ -239,18 +239,25 @@ def global_contrast(z1: Tensor, z2: Tensor, averages: Tensor, temperature: Tenso
     """
     positive, products = batch_similarities(z1, z2)                                      # [2B], [2B, 2N]
     count = 2 * len(require_two_images(products.keys[::2], "SogCLR")) - 2                # not itself and its positive
-    require_room(len(products.rows) * len(products.keys), products.keys.unflatten(0, (2, -1)), "SogCLR")
-    negative = products.matrix()
     averages, temperature = averages.repeat(2), temperature.to(positive.dtype).repeat(2)
-    heat = negative.detach() / temperature[:, None]                                      # -inf where there is none
-    newest = heat.exp().sum(1) / count
+    with torch.no_grad():
+        newest = by_rows(summed_heat, (products,), (temperature,)) / count
     averages = torch.where(averages > 0, (1 - gamma) * averages + gamma * newest, newest)
-    weights = heat.exp() / averages[:, None] / count
-    negative = negative.masked_fill(negative.isinf(), 0)
-    pushes = (weights * negative).sum(1)
+    pushes = by_rows(weighted_cosines, (products,), (temperature, averages * count))
     uneven = averages.log() - pushes.detach() / temperature
     loss = 2 * (pushes - positive).mean()                                                # both views, per image
     return loss, averages.view(2, -1).mean(0), uneven.view(2, -1).mean(0)
+
+
+def summed_heat(negative: Tensor, temperature: Tensor) -> Tensor:
+    """The sum of exp(cosine / temperature) of each row of negatives [r, K], -inf where there is none."""
+    return (negative / temperature[:, None]).exp().sum(1)
+
+
+def weighted_cosines(negative: Tensor, temperature: Tensor, total: Tensor) -> Tensor:
+    """The sum of the cosines of each row [r, K], weighted by exp(cosine / temperature) / total without a gradient."""
+    weights = (negative.detach() / temperature[:, None]).exp() / total[:, None]
+    return (weights * negative.masked_fill(negative.isinf(), 0)).sum(1)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_zoo import blocks
 from ssl_zoo.blocks import Products, by_rows
-from ssl_zoo.losses import batch_similarities, contrast, nt_xent
+from ssl_zoo.losses import batch_similarities, contrast, global_contrast, nt_xent
 
 KINDS = ["info_nce", "decoupled", "weighted_decoupled"]
 
@@ -104,6 +104,29 @@ def test_no_tensor_is_larger_than_a_block(images, largest):
     with Largest() as seen:
         nt_xent(z1, z2, 0.1).backward()
     assert seen.elements == largest
+
+
+def sogclr(z1, z2):
+    z1, z2 = (z.clone().requires_grad_() for z in (z1, z2))
+    old = torch.linspace(0, 2, len(z1)).to(z1)                     # the first image has no average yet
+    loss, averages, uneven = global_contrast(z1, z2, old, torch.linspace(0.2, 0.7, len(z1)).to(z1), 0.7)
+    loss.backward()
+    return loss.detach(), averages, uneven, z1.grad, z2.grad
+
+
+def test_sogclrs_step_in_blocks_is_that_of_the_matrix(monkeypatch):
+    z1, z2 = normal(2, 7, 5)
+    whole = sogclr(z1, z2)
+    monkeypatch.setitem(blocks.BLOCK, "cpu", 5 * 14 + 3)
+    monkeypatch.setattr(blocks, "PLAIN", 0)
+    for one, other in zip(sogclr(z1, z2), whole, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-12)
+
+
+def test_sogclrs_step_makes_no_tensor_larger_than_a_block():
+    with Largest() as seen:
+        sogclr(*normal(2, 1024, 4).float())
+    assert seen.elements == blocks.BLOCK["cpu"]
 
 
 def test_two_processes_in_blocks_have_the_loss_and_gradients_of_one(two_processes):
