@@ -308,6 +308,66 @@ MUTANTS = [
     Mutant("methods/amcl_barlow_twins.py", "len(u) ** 0.5", "len(u)",
            "test_methods.py::test_amcl_barlow_twins_is_its_sums_with_temperatures_of_unit_outputs",
            "outputs are shorter than 1"),
+    Mutant("clusters.py", "unit(torch.lerp(former, features.to(former.dtype), share))",
+           "unit(torch.lerp(features.to(former.dtype), former, share))",
+           "test_groups.py::"
+           "test_a_bank_takes_a_share_of_new_features_and_finds_their_clusters_once_there_are_any",
+           "a bank's share is the former feature's"),
+    Mutant("clusters.py", "(clusters >= 0) & (clusters != own[:, None])",
+           "(clusters >= 0) & (clusters != -2 + 0 * own[:, None])",
+           "test_groups.py::"
+           "test_negatives_are_drawn_from_their_pool_of_other_clusters",
+           "a query's own cluster is among its negatives"),
+    Mutant("clusters.py", "order[first + numbers[:, 0] % (end - first)]",
+           "order[first]",
+           "test_groups.py::"
+           "test_positives_are_all_members_of_the_querys_cluster_equally_often",
+           "positives are always the same"),
+    Mutant("clusters.py", "small = counts < smallest",
+           "small = counts < 1",
+           "test_groups.py::"
+           "test_no_cluster_is_small_after_the_repair_where_there_are_twice_as_many_rows_as_it_takes",
+           "small clusters stay"),
+    Mutant("clusters.py", "return unit(distributed.gather(sums[None]).sum(0))",
+           "return unit(sums)",
+           "test_groups.py::"
+           "test_two_processes_share_the_work_of_kmeans_and_find_what_one_does",
+           "each process averages its own rows"),
+    Mutant("methods/interclr.py", "drawn.positive - self.margin",
+           "drawn.positive + self.margin",
+           "test_groups.py::"
+           "test_interclr_weighs_moco_and_a_contrast_with_the_bank",
+           "the margin has the other sign"),
+    Mutant("methods/slotcon.py", "self.slot_loss(online[0], target[1])",
+           "self.slot_loss(online[0], target[0])",
+           "test_groups.py::"
+           "test_slotcon_is_its_two_sums",
+           "a view's slots find its own"),
+    Mutant("methods/slotcon.py", "nearest_to_some(scores) * nearest_there",
+           "nearest_to_some(scores)",
+           "test_groups.py::"
+           "test_slotcon_is_its_two_sums",
+           "slots that only one view has are queries"),
+    Mutant("slots.py", '.masked_fill(gather(valid.to(keys)) == 0, float("-inf"))',
+           "",
+           "test_groups.py::"
+           "test_slots_that_no_cell_is_nearest_to_are_no_queries_and_no_keys",
+           "slots without cells are keys"),
+    Mutant("vocabulary.py", "found = bag(distances, self.sharpness / self.distance)",
+           "found = bag(distances, self.sharpness)",
+           "test_groups.py::"
+           "test_a_vocabulary_learns_a_place_of_each_map_after_the_bags",
+           "sharpness does not follow the distances"),
+    Mutant("vocabulary.py", ".softmax(1).amax(2)",
+           ".softmax(1).mean(2)",
+           "test_groups.py::"
+           "test_a_bag_is_the_best_place_of_each_word",
+           "bags are means over places"),
+    Mutant("methods/obow.py", "if v != t:",
+           "if True:",
+           "test_groups.py::"
+           "test_obow_predicts_bags_of_each_level_and_adds_sizes",
+           "a view predicts its own bag"),
 ]
 
 
