@@ -348,7 +348,7 @@ MUTANTS = [
            "test_groups.py::"
            "test_slotcon_is_its_two_sums",
            "slots that only one view has are queries"),
-    Mutant("slots.py", '.masked_fill(gather(valid.to(keys)) == 0, float("-inf"))',
+    Mutant("slots.py", '.masked_fill(absent, float("-inf"))',
            "",
            "test_groups.py::"
            "test_slots_that_no_cell_is_nearest_to_are_no_queries_and_no_keys",

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_zoo import distributed
+from ssl_zoo.blocks import Products, by_rows
 from ssl_zoo.distributed import gather
 from ssl_zoo.losses import full_precision, unit
 from ssl_zoo.views import View
@@ -45,8 +46,13 @@ def slot_contrast(prediction: Tensor, target: Tensor, counts: Tensor, keys: Tens
     Twice the temperature times the mean over the rows of all processes that count, [R]; a target is one of the keys.
     """
     prediction, target, keys = unit(prediction), unit(target), gather(unit(keys))
-    cosines = (prediction @ keys.T).masked_fill(gather(valid.to(keys)) == 0, float("-inf"))          # [R, W * S]
-    terms = ((cosines / temperature).logsumexp(1) - (prediction * target).sum(1) / temperature) * counts
+    absent = gather(valid.to(keys)) == 0                                                             # [W * S]
+
+    def choices(cosines: Tensor) -> Tensor:
+        return (cosines.masked_fill(absent, float("-inf")) / temperature).logsumexp(1)
+
+    every = by_rows(choices, (Products(prediction, keys, absent.new_zeros(len(target), 0, dtype=torch.long)),), ())
+    terms = (every - (prediction * target).sum(1) / temperature) * counts
     rows = gather(counts.sum()[None]).sum().clamp_min(1)
     return 2 * temperature * terms.sum() / rows * distributed.world_size()
 

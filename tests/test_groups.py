@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import kl_div, normalize
 from torchvision.ops import roi_align
 
-from ssl_zoo import distributed
+from ssl_zoo import blocks, distributed
 from ssl_zoo.clusters import ClusterBank, kmeans, member_means, nearest, repaired
 from ssl_zoo.data import ArrayImages
 from ssl_zoo.draws import Draws
@@ -169,6 +169,20 @@ def test_slots_that_no_cell_is_nearest_to_are_no_queries_and_no_keys():
     nothing.backward()
     assert nothing.item() == 0
     assert torch.equal(query.grad, torch.zeros_like(query))
+
+
+def test_slots_are_compared_in_blocks_where_they_are_many(monkeypatch):
+    found = []
+    for plain in (blocks.PLAIN, 0):
+        monkeypatch.setattr(blocks, "PLAIN", plain)
+        monkeypatch.setitem(blocks.BLOCK, "cpu", 3 * 9)
+        query, keys = normal(9, 3).requires_grad_(), normal(9, 3, seed=1)
+        counts = torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 0, 1])
+        loss = slot_contrast(query, keys, counts, keys, (counts + counts.flip(0)).clamp(max=1), 0.2)
+        loss.backward()
+        found.append((loss.detach(), query.grad))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-12)
 
 
 def test_slotcon_is_evaluated_by_its_averaged_encoder():
