@@ -60,6 +60,8 @@ def test_command_works(command, folder, monkeypatch, capsys):
         assert "arXiv:2002.05709" in capsys.readouterr().out
         return
     small = {} if arguments[0] in ("evaluate", "export", "preview") else dict(SMALL)
+    if arguments[0] == "bench":
+        small = {"--steps": "1", "--data.batch_size": "8"}
     if arguments[0] == "validate":
         small = {"--trainer.limit_val_batches": "1"}
     if "--ckpt_path" in arguments and arguments[0] == "fit":
@@ -73,6 +75,8 @@ def test_command_works(command, folder, monkeypatch, capsys):
         assert printed.strip().endswith("last.safetensors")
     elif arguments[0] == "preview":
         assert all(Path(name).is_file() for name in printed.split())
+    elif arguments[0] == "bench":
+        assert "images/s: steps of 8 images" in printed
     else:
         assert "knn_" in printed
 
