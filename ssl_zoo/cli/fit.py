@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
+from lightning_fabric.plugins.collectives.torch_collective import default_pg_timeout
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from ssl_zoo import data, encoders, evaluation, methods, monitor, optim
+from ssl_zoo import data, encoders, evaluation, methods, monitor, optim, peers
 from ssl_zoo.checkpoints import check_resumable, read_checkpoint
 from ssl_zoo.cli.messages import parse_error
 from ssl_zoo.cli.recipes import run_name
@@ -56,7 +57,7 @@ class Cli(LightningCLI):
         arguments = sys.argv[1:] if arguments is None else list(arguments)
         self.run_name = run_name(arguments)
         logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": RUNS, "name": self.run_name}}
-        watching = [monitor.FailedStart(), monitor.Progress(), monitor.Speed(), monitor.FiniteLoss(),
+        watching = [peers.Peers(), monitor.FailedStart(), monitor.Progress(), monitor.Speed(), monitor.FiniteLoss(),
                     monitor.SafeInterrupt(), monitor.ViewsPicture(), monitor.LastCheckpoint(), LearningRateMonitor()]
         super().__init__(
             Method, pl.LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
@@ -92,11 +93,15 @@ class Cli(LightningCLI):
         self.trainer_defaults["callbacks"] = [one for one in self.trainer_defaults["callbacks"]
                                               if not isinstance(one, tuple(refused))]
         try:
-            return super()._instantiate_trainer(config, [
+            trainer = super()._instantiate_trainer(config, [
                 one for one in callbacks if not any(isinstance(other, type(one)) for other in listed)
                 and not isinstance(one, tuple(refused))])
         except TypeError as error:
             raise ValueError(f"--trainer cannot be made of its options: {error}") from error
+        strategy: Any = trainer.strategy
+        if getattr(strategy, "_timeout", None) == default_pg_timeout:    # the user has not set one
+            strategy._timeout = peers.TIMEOUT
+        return trainer
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets a checkpoint's values override the command line's; here the recipe and the options decide."""
@@ -105,10 +110,12 @@ class Cli(LightningCLI):
         there = existing(self.place())
         try:
             super()._run_subcommand(subcommand)
-        except BaseException:
+        except BaseException as error:
             for callback in self.trainer.callbacks:   # type: ignore[attr-defined]
                 if isinstance(callback, monitor.FailedStart):
                     callback.remove(self.trainer, there)
+                if isinstance(callback, peers.Peers) and (lost := callback.reason(error)):
+                    raise ValueError(lost) from error
             raise
 
     def place(self) -> Path:
