@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ssl_zoo import encoders, paths
 from ssl_zoo.encoders import Encoder
+from ssl_zoo.finite import listed, not_finite
 from ssl_zoo.schedules import WarmupCosine
 from ssl_zoo.views import Augmentation, ViewSpec
 from ssl_zoo.weights import load_strictly, read_state, require_same_tensors, uncompiled
@@ -130,9 +131,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return dict(content)
 
 
-def check_resumable(path: str | Path) -> None:
-    """Raise one sentence if a run cannot go on from a checkpoint."""
+def check_resumable(path: str | Path, module: nn.Module | None = None) -> None:
+    """Raise one sentence if a run cannot go on from a checkpoint, for one because a weight of `module` is not finite in
+    it.
+    """
     content = read_checkpoint(path)
+    weights = {name for name, _ in module.named_parameters()} if module else set()
+    if names := not_finite({name: value for name, value in content["state_dict"].items() if name in weights}):
+        raise ValueError(f"{path} has values that are not finite in {listed(names)}: take an earlier checkpoint")
     if missing := [name for name in ("loops", "optimizer_states", "lr_schedulers") if name not in content]:
         raise ValueError(f"{path} was saved without {missing[0]}, as with save_weights_only, so that no run can go on "
                          f"from it; start from its encoder: ssl-zoo export {path}, then --model.encoder.weights")

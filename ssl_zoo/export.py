@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import torch
 import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 import ssl_zoo
 from ssl_zoo import encoders
+from ssl_zoo.files import put, whole
+from ssl_zoo.finite import require_finite
 from ssl_zoo.paths import encoder_files
 from ssl_zoo.weights import uncompiled
 
@@ -28,9 +32,17 @@ def save_encoder(encoder: encoders.Encoder, path: str | Path, *, size: int | Non
 
     Returns:
         The path written.
+
+    Raises:
+        FileExistsError: one of the two files is there already.
+        ValueError: a weight is not finite.
     """
     encoder = unwrapped(encoder)
     path, description_path = encoder_files(path)
+    for place in (path, description_path):
+        if place.exists():
+            raise FileExistsError(f"{place} is there already and stays: name another file, or move that one away")
+    require_finite(encoder, "this encoder", "it is not exported; take an earlier checkpoint")
     description = {
         "format": 1,
         "architecture": {"class": class_name(type(encoder)), "arguments": encoder.arguments, "dim": encoder.dim},
@@ -42,15 +54,23 @@ def save_encoder(encoder: encoders.Encoder, path: str | Path, *, size: int | Non
         "versions": {"ssl_zoo": ssl_zoo.__version__, "torch": torch.__version__,
                      "torchvision": torchvision.__version__},
     }
-    text = json.dumps(description, indent=2, default=str)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        state = uncompiled(encoder.state_dict())
-        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
-    except SafetensorError as error:      # a full disk, for one
-        raise OSError(f"the encoder could not be written to {path}: {error}") from error
-    description_path.write_text(text + "\n")
+    write(uncompiled(encoder.state_dict()), path, json.dumps(description, indent=2, default=str) + "\n",
+          description_path)
     return path
+
+
+def write(state: Mapping[str, Tensor], path: Path, text: str, text_path: Path) -> None:
+    """Write tensors and what they are, both or neither."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    put(text_path, text)
+    try:
+        with whole(path) as half:
+            save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, half)
+    except BaseException as error:
+        text_path.unlink()
+        if isinstance(error, SafetensorError):      # a full disk, for one
+            raise OSError(f"the encoder could not be written to {path}: {error}") from error
+        raise
 
 
 def fingerprint(encoder: encoders.Encoder) -> str:

@@ -1,5 +1,6 @@
 """Sheets of small images with captions, for people to look at."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from ssl_zoo.files import whole
 
 TILE, GAP, CAPTION = 96, 6, 16            # pixels
 INK, PAPER = (20, 20, 20), (255, 255, 255)
@@ -65,11 +68,19 @@ def shorten(caption: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) ->
 
 
 def publish(picture: Image.Image, name: str, folder: str | Path, logger: Any, step: int) -> None:
-    """Save the picture in `folder`, and show it where the logger takes images, as TensorBoard's does."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    picture.save(Path(folder) / f"{name}.png")
-    if (add_image := getattr(getattr(logger, "experiment", None), "add_image", None)) is not None:
-        add_image(name, to_tensor(picture), step)
+    """Save the picture in `folder`, and show it where the logger takes images, as TensorBoard's does.
+
+    A full disk costs the picture, which a warning says, and not the run.
+    """
+    path = Path(folder) / f"{name}.png"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as half:
+            picture.save(half, format="png")
+        if (add_image := getattr(getattr(logger, "experiment", None), "add_image", None)) is not None:
+            add_image(name, to_tensor(picture), step)
+    except OSError as error:
+        warnings.warn(f"the picture {path} could not be written ({error.strerror or error})", stacklevel=2)
 
 
 def to_tensor(picture: Image.Image) -> Tensor:

@@ -402,6 +402,8 @@ def test_the_screen_has_the_lines_that_matter_or_those_of_the_protocols_that_wer
 @pytest.fixture
 def exported(tmp_path):
     def export(name, seed, recipe=None):
+        for file in tmp_path.glob(f"{name}.*"):
+            file.unlink()
         return str(save_encoder(encoder(seed), tmp_path / name, recipe=recipe))
     return export
 

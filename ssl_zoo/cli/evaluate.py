@@ -1,13 +1,15 @@
 """The command evaluate."""
 
-import itertools
+import os
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ssl_zoo.cli.messages import TRUST, Options
 from ssl_zoo.evaluation import protocols
+from ssl_zoo.files import claim
 from ssl_zoo.paths import check_encoder, mapping, name_and_weights, own_data, own_recipe
 
 
@@ -111,11 +113,16 @@ def measure(options: Namespace, about_images: Sequence[str], recorded: dict[str,
     images.read_as(preprocessing(found.values()))
     images.prepare_data()
     images.setup("fit")
-    versions = (options.output / f"version_{n}" for n in itertools.count())
-    folder = next(version for version in versions if not version.exists())
-    measured = suite.evaluate({name: encoder.to(device) for name, encoder in found.items()}, images, folder,
-                              protocols=options.protocols, features=options.output / "features", dense=options.dense,
-                              epochs=options.epochs, half=options.half, origins=origins)
+    suite.require_place(options.output)
+    folder = claim(options.output)
+    try:
+        measured = suite.evaluate({name: encoder.to(device) for name, encoder in found.items()}, images, folder,
+                                  protocols=options.protocols, features=options.output / "features",
+                                  dense=options.dense, epochs=options.epochs, half=options.half, origins=origins)
+    except BaseException:
+        with suppress(OSError):   # unless there is something in it
+            os.removedirs(folder)
+        raise
     print(printed(measured, everything=options.protocols is not None), end="")
     if measured.unwritten:
         raise OSError(measured.unwritten)

@@ -19,6 +19,7 @@ from ssl_zoo.evaluation.score import Interval, Score, finite, number
 from ssl_zoo.evaluation.seeds import Samples, mean
 from ssl_zoo.evaluation.seeds import deviation as over_seeds
 from ssl_zoo.evaluation.verdict import Verdict, judge, of_guessing, verdict
+from ssl_zoo.files import put
 from ssl_zoo.paths import plain_yaml
 
 PIXELS, BEFORE = "raw pixels", "untrained encoder"   # the columns of a run's table that are not an epoch
@@ -262,13 +263,6 @@ def of_seeds(found: Comparison) -> dict[str, Any]:
                              "seeds": len(samples)} for score, samples in scores.items()}
               for name, scores in found.samples.items() if name not in found.columns}
     return {"seeds": {"encoders": dict(found.seeds), "scores": values, "differences": differences(found.samples)}}
-
-
-def put(path: Path, text: str) -> None:
-    """Write a file in one step: whoever finds it finds all of it."""
-    half = path.with_suffix(".half")
-    half.write_text(text)
-    half.replace(path)
 
 
 def save(folder: Path, encoder: str, kind: str, picture: Image.Image) -> Path:

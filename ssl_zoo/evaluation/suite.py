@@ -25,6 +25,7 @@ from ssl_zoo.evaluation.protocols.linear_dense import LinearDense
 from ssl_zoo.evaluation.report import Column, Comparison
 from ssl_zoo.evaluation.seeds import Origin, groups
 from ssl_zoo.export import fingerprint
+from ssl_zoo.finite import require_finite as require_finite_weights
 from ssl_zoo.views import Augmentation, ViewSpec
 from ssl_zoo.views.specs import PRESETS
 
@@ -85,10 +86,14 @@ def nothing_yet(chosen: Sequence[Protocol], origins: Mapping[str, Origin]) -> Co
 
 
 def make(folder: Path) -> None:
+    require_place(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def require_place(folder: Path) -> None:
     there = next(place for place in (folder, *folder.parents) if place.exists())
     if not there.is_dir():
         raise ValueError(f"the report goes into a folder, and {there} is a file: name another")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def choose(protocols: Sequence[str | Protocol] | None, dense: Path | None) -> list[Protocol]:
@@ -104,6 +109,7 @@ def choose(protocols: Sequence[str | Protocol] | None, dense: Path | None) -> li
 
 def measure(name: str, encoder: Encoder, source: "Source", protocols: Sequence[Protocol], epochs: int | None) -> Column:
     """What all protocols find of one encoder; one that cannot be measured leaves a sentence."""
+    require_finite_weights(encoder, name, "take an earlier checkpoint of its run")
     source.read_as(encoder)
     check_size(encoder, source.size)
     column = Column({"fingerprint": fingerprint(encoder), "features": encoder.dim, "images": {}}, {}, [], {}, {})
