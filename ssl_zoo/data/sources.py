@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from ssl_zoo import distributed
 from ssl_zoo.data.decoding import COLOURS, Decoder, LeftOut, Samples, Unread, attempted, read_image, stored_samples
 from ssl_zoo.data.orders import Order, Shares, shuffled, some, spaced
+from ssl_zoo.data.workers import later, obey_the_run_alone
 from ssl_zoo.views import Augmentation, Canvases, Crops, Key
 
 # images, canvases or crops; labels [B], index [B]; by place, the files that could not be read
@@ -354,9 +355,10 @@ def load_ahead(source: Any, plan: Sequence[Any], workers: int, pin_memory: bool 
     """`source[item]` for each item of the plan, in its order, by processes that load ahead; 0 loads in this one."""
     if not workers:
         return (source[item] for item in plan)
-    return iter(DataLoader(source, batch_size=None, sampler=plan, num_workers=workers, collate_fn=as_it_is,
-                           generator=torch.Generator(),   # its own, so that torch's stays where it is
-                           pin_memory=pin_memory))
+    with later():   # from their first instruction on, workers have it blocked
+        return iter(DataLoader(source, batch_size=None, sampler=plan, num_workers=workers, collate_fn=as_it_is,
+                               generator=torch.Generator(),   # its own, so that torch's stays where it is
+                               worker_init_fn=obey_the_run_alone, pin_memory=pin_memory))
 
 
 def read_at(read: Callable[[int], Tensor], places: np.ndarray, i: int) -> Tensor:
