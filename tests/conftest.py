@@ -3,11 +3,13 @@
 import copy
 import os
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+import yaml
 
 from ssl_zoo.data import ArrayImages
 from ssl_zoo.encoders import NarrowResNet
@@ -98,3 +100,15 @@ def same(first, second):
         return len(first) == len(second) and all(map(same, first, second))
     return first == second
 
+
+@pytest.fixture
+def recipe(tmp_path, arrays, monkeypatch):
+    """A small whole run on arrays, in an empty folder, as a dictionary that tests change before they write it."""
+    monkeypatch.chdir(tmp_path)
+    whole = yaml.safe_load((Path(__file__).parents[1] / "recipes/quickstart.yaml").read_text())
+    whole["trainer"] |= {"max_epochs": 2, "check_val_every_n_epoch": 1, "log_every_n_steps": 1}
+    whole["model"]["init_args"]["encoder"]["init_args"] = {"width": 4, "stages": 2}
+    whole["model"]["init_args"]["augment"]["views"] = [{"size": 16, "count": 2}]
+    whole["model"]["init_args"]["projector"] = [16, 8]
+    whole["data"] = {"class_path": "ArrayImages", "init_args": {"path": str(arrays), "batch_size": 8}}
+    return whole

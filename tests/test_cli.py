@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,19 +24,6 @@ from ssl_zoo.views.specs import PRESETS
 from tests.conftest import same
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def recipe(tmp_path, arrays, monkeypatch):
-    """A small whole run on arrays, in an empty folder, as a dictionary that tests change before they write it."""
-    monkeypatch.chdir(tmp_path)
-    whole = yaml.safe_load((ROOT / "recipes/quickstart.yaml").read_text())
-    whole["trainer"] |= {"max_epochs": 2, "check_val_every_n_epoch": 1, "log_every_n_steps": 1}
-    whole["model"]["init_args"]["encoder"]["init_args"] = {"width": 4, "stages": 2}
-    whole["model"]["init_args"]["augment"]["views"] = [{"size": 16, "count": 2}]
-    whole["model"]["init_args"]["projector"] = [16, 8]
-    whole["data"] = {"class_path": "ArrayImages", "init_args": {"path": str(arrays), "batch_size": 8}}
-    return whole
 
 
 def fit(recipe, *options):
@@ -157,26 +142,6 @@ def test_two_processes_evaluate_as_one(recipe):
         columns.append([line[place:place + len("untrained encoder")] for line in lines[:lines.index("")]])
     assert columns[0] == columns[1]
     assert len(columns[0]) == 6
-
-
-def test_ctrl_c_leaves_a_checkpoint_and_the_command_to_go_on(recipe):
-    recipe["trainer"]["max_epochs"] = 1000
-    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
-    process = subprocess.Popen([sys.executable, "-m", "ssl_zoo", "fit", "--config", "recipe.yaml"],
-                               stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    waited = time.monotonic()
-    while not list(Path("runs").glob("*/*/checkpoints/*.ckpt")) and time.monotonic() - waited < 1800:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=1800)
-    assert process.returncode != 0
-    assert "Traceback" not in said
-    assert "stopping after the batch at hand" in said
-    command = re.search(r"go on with:\s+ssl-zoo (fit .*)", said)[1].split()
-    done = torch.load(command[-1], weights_only=True)["global_step"]
-    run([*command, "--trainer.max_steps", str(done + 3), "--trainer.max_epochs", "-1"])
-    last = sorted(Path("runs/recipe").glob("version_*"))[-1]
-    assert last.name == "version_1"
 
 
 @pytest.mark.parametrize(("option", "value", "said"), [

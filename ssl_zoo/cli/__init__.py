@@ -16,6 +16,7 @@ from ssl_zoo.paths import check_whole
 
 DEBUG = "SSL_ZOO_DEBUG"   # set it to see whole tracebacks
 LIGHT = ("bench", "check", "evaluate", "export", "preview", "recipes", "shard")   # in files of their names
+NAMED = ("last", "best", "hpc")                                 # checkpoints that are looked for
 LIGHTNINGS = ("fit", "validate")                                # of Lightning's command line
 
 
@@ -26,6 +27,8 @@ def run(arguments: list[str]) -> None:
         sys.path.append(os.getcwd())   # for methods of one's own, as python does
     try:
         dispatch(arguments[0], with_recipes(arguments[1:]))
+    except KeyboardInterrupt:   # before or after a run, which says more
+        sys.exit(130)
     except Exception as error:
         if not messages.expected(error) or os.environ.get(DEBUG):
             raise
@@ -36,7 +39,8 @@ def dispatch(command: str, arguments: list[str]) -> None:
     if command in LIGHT:
         getattr(import_module(f"ssl_zoo.cli.{command}"), command)(arguments)
     elif command in LIGHTNINGS:
-        if found := re.search("(?:^|\n)--ckpt_path[=\n]([^\n]+)", "\n".join(arguments)):
+        found = re.search("(?:^|\n)--ckpt_path[=\n]([^\n]+)", "\n".join(arguments))
+        if found and found[1] not in NAMED:
             check_whole(Path(found[1]))
         import_module("ssl_zoo.cli.fit").Cli([command, *arguments])
     else:

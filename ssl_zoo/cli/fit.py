@@ -5,19 +5,20 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import pytorch_lightning as pl
-from lightning_fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning_fabric.plugins import CheckpointIO
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from ssl_zoo import data, encoders, evaluation, methods, monitor, optim, peers
+from ssl_zoo import data, encoders, evaluation, methods, monitor, optim, saving, stopping
 from ssl_zoo.checkpoints import check_resumable, read_checkpoint
+from ssl_zoo.cli import places
 from ssl_zoo.cli.messages import parse_error
 from ssl_zoo.cli.recipes import run_name
 from ssl_zoo.data import arrays, digits, folder, hugging_face, shards, torchvision_sets
+from ssl_zoo.distributed import run_folder
 from ssl_zoo.evaluation import callback, former
 from ssl_zoo.method import Method
 from ssl_zoo.views.specs import PRESETS
@@ -26,7 +27,7 @@ from ssl_zoo.views.specs import PRESETS
 TRAINER = {"devices": 1, "precision": "32-true", "check_val_every_n_epoch": 10, "num_sanity_val_steps": -1,
            "enable_model_summary": False}
 RUNS = "runs"   # the folder of all runs
-CALLBACKS = {"evaluation": callback.Evaluation, "report": callback.Report, "checkpoints": monitor.Checkpoints}
+CALLBACKS = {"evaluation": callback.Evaluation, "report": callback.Report, "checkpoints": saving.Checkpoints}
 
 # the families hold the classes that a recipe may name alone, once their files are imported
 __all__ = ["Cli", "Parser", "arrays", "callback", "data", "digits", "encoders", "evaluation", "folder", "former",
@@ -50,6 +51,15 @@ class Parser(LightningArgumentParser):
         return super().dump(cfg, *args, **kwargs)
 
 
+class Recipe(SaveConfigCallback):
+    """Leaves a run's whole configuration in its folder, where Lightning's is in the place of all runs of a service."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if (folder := run_folder(trainer)) is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, str(folder / "config.yaml"), skip_none=False, overwrite=True)
+
+
 class Cli(LightningCLI):
     """Lightning's command line over any Method and any data module, with the callbacks that every run gets."""
 
@@ -57,17 +67,21 @@ class Cli(LightningCLI):
         arguments = sys.argv[1:] if arguments is None else list(arguments)
         self.run_name = run_name(arguments)
         logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": RUNS, "name": self.run_name}}
-        watching = [peers.Peers(), monitor.FailedStart(), monitor.Progress(), monitor.Speed(), monitor.FiniteLoss(),
-                    monitor.SafeInterrupt(), monitor.ViewsPicture(), monitor.LastCheckpoint(), LearningRateMonitor()]
+        self.stop, self.start, self.extent = stopping.SafeStop(), stopping.FailedStart(), monitor.Extent()
+        watching = [self.start, monitor.Progress(), self.extent, monitor.Speed(), monitor.FiniteRun(), self.stop,
+                    monitor.ViewsPicture(), saving.LastCheckpoint(), LearningRateMonitor()]
         super().__init__(
             Method, pl.LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
             parser_class=Parser, auto_configure_optimizers=False, run=run, args=arguments,
-            save_config_kwargs={"overwrite": True}, seed_everything_default=0,
+            save_config_callback=Recipe, save_config_kwargs={"save_to_log_dir": False}, seed_everything_default=0,
             trainer_defaults=TRAINER | {"logger": logger, "callbacks": watching})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name, kind in CALLBACKS.items():
             parser.add_lightning_class_args(kind, name)
+        parser.add_argument("--resume", type=Literal["auto"] | None, default=None, help="auto goes on from the "
+                            "newest whole checkpoint of the newest run in this recipe's folder, or starts where there "
+                            "is none; --ckpt_path, if given, decides instead")
 
     def instantiate_classes(self) -> None:
         for name in ("trainer", *CALLBACKS):
@@ -84,24 +98,27 @@ class Cli(LightningCLI):
         refused: list[type] = []
         if config["logger"] is False:
             refused.append(LearningRateMonitor)
-            config["default_root_dir"] = config["default_root_dir"] or TensorBoardLogger(RUNS, self.run_name).log_dir
+        config["default_root_dir"] = config["default_root_dir"] or places.default(
+            Path(RUNS, self.run_name), config["logger"])
         if config["enable_checkpointing"] is False:
             refused.append(ModelCheckpoint)
         if config["enable_progress_bar"] is False:
             refused.append(ProgressBar)
+        plugins = config["plugins"] if isinstance(config["plugins"], list) else [config["plugins"]]
+        if not any(isinstance(one, CheckpointIO) for one in plugins):
+            config["plugins"] = [*filter(None, plugins), saving.WholeCheckpoints()]
         config["callbacks"] = [one for one in listed if one is not None and not isinstance(one, tuple(refused))]
         self.trainer_defaults["callbacks"] = [one for one in self.trainer_defaults["callbacks"]
                                               if not isinstance(one, tuple(refused))]
         try:
-            trainer = super()._instantiate_trainer(config, [
+            return super()._instantiate_trainer(config, [
                 one for one in callbacks if not any(isinstance(other, type(one)) for other in listed)
                 and not isinstance(one, tuple(refused))])
-        except TypeError as error:
-            raise ValueError(f"--trainer cannot be made of its options: {error}") from error
-        strategy: Any = trainer.strategy
-        if getattr(strategy, "_timeout", None) == default_pg_timeout:    # the user has not set one
-            strategy._timeout = peers.TIMEOUT
-        return trainer
+        except BaseException as error:
+            places.give_back(config["default_root_dir"])
+            if isinstance(error, TypeError):
+                raise ValueError(f"--trainer cannot be made of its options: {error}") from error
+            raise
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets a checkpoint's values override the command line's; here the recipe and the options decide."""
@@ -109,13 +126,14 @@ class Cli(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         there = existing(self.place())
         try:
-            super()._run_subcommand(subcommand)
+            with self.stop.listening(), saving.forgiving(self.trainer.loggers):
+                super()._run_subcommand(subcommand)
+            if not self.extent.trained:
+                self.start.remove(self.trainer, there)
         except BaseException as error:
-            for callback in self.trainer.callbacks:   # type: ignore[attr-defined]
-                if isinstance(callback, monitor.FailedStart):
-                    callback.remove(self.trainer, there)
-                if isinstance(callback, peers.Peers) and (lost := callback.reason(error)):
-                    raise ValueError(lost) from error
+            self.start.remove(self.trainer, there)
+            if self.stop.signum and isinstance(error, KeyboardInterrupt | SystemExit):
+                sys.exit(128 + self.stop.signum)
             raise
 
     def place(self) -> Path:
@@ -125,17 +143,33 @@ class Cli(LightningCLI):
 
     def before_fit(self) -> None:
         """Find out before the first step whether the checkpoint can be read and the run's folder written."""
-        if (path := self.config["fit"]["ckpt_path"]) and self.config["fit"].get("weights_only") is not False:
-            check_resumable(path)
         place = self.place()
         try:
             tempfile.TemporaryFile(dir=existing(place)).close()
         except OSError as error:
             raise ValueError(f"the folder {place} cannot be written ({error.strerror}): choose another with "
                              "--trainer.logger.save_dir or --trainer.default_root_dir") from error
+        places.take(self.trainer)
+        if (path := self.found("fit")) and self.config["fit"].get("weights_only") is not False:
+            check_resumable(path, self.model)
+            places.require_undamaged(path)
+
+    def found(self, subcommand: str) -> str | None:
+        """The checkpoint to start from, looked for where the options name none by its path."""
+        config, path = self.config[subcommand], self.config[subcommand]["ckpt_path"]
+        word = path or config["resume"]
+        if word in places.FINDERS:
+            found = places.FINDERS[word](self.trainer)
+            path = config["ckpt_path"] = self.config_init[subcommand]["ckpt_path"] = found and str(found)
+        return path
+
+    def after_fit(self) -> None:
+        if failed := getattr(self.trainer.strategy.checkpoint_io, "failed", ""):
+            raise OSError(failed)
 
     def before_validate(self) -> None:
-        if (path := self.config["validate"]["ckpt_path"]) and self.config["validate"].get("weights_only") is not False:
+        places.take(self.trainer)
+        if (path := self.found("validate")) and self.config["validate"].get("weights_only") is not False:
             read_checkpoint(path)
 
     @staticmethod

@@ -23,6 +23,7 @@ from ssl_zoo.evaluation.protocols import find
 from ssl_zoo.evaluation.score import Score
 from ssl_zoo.evaluation.verdict import judge
 from ssl_zoo.export import save_encoder
+from ssl_zoo.files import free, put
 from ssl_zoo.losses import unit
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.pictures import publish
@@ -140,8 +141,8 @@ def context(trainer: pl.Trainer, method: pl.LightningModule) -> Context:
 
 def moment(trainer: pl.Trainer) -> str:
     """How far the encoder is that is evaluated now: untrained, after an epoch, or after a step within one."""
-    if trainer.sanity_checking:     # of a run that goes on from an epoch's end, too
-        return report.epoch(trainer.current_epoch) if trainer.global_step else report.BEFORE
+    if trainer.sanity_checking:
+        return report.BEFORE
     return report.epoch(trainer.current_epoch + 1) if trainer.is_last_batch else report.step(trainer.global_step)
 
 
@@ -184,12 +185,13 @@ class Report(pl.Callback):
         self.before: dict[str, Score] = {}   # of the untrained encoder, the score that decides whether it learns
         self.last: dict[str, Score] = {}     # of the last evaluation
         self.rhythm: int | None = None       # the recipe's, of evaluations
+        self.begun = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.on_train_epoch_start(trainer, pl_module)     # which a run that goes on within an epoch does not call
+        self.begun = True
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.rhythm is None and trainer.current_epoch + 1 == trainer.max_epochs and trainer.check_val_every_n_epoch:
+        if trainer.current_epoch + 1 == trainer.max_epochs and trainer.check_val_every_n_epoch:
             # the last epoch is evaluated, whatever the recipe's rhythm
             self.rhythm, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch, 1
 
@@ -222,31 +224,28 @@ class Report(pl.Callback):
             self.before = {name: score for name, score in scores.items() if name == judge(scores)}
 
     def of_untrained(self, trainer: pl.Trainer) -> bool:
-        """Whether this evaluation comes before all training and is of all images, `num_sanity_val_steps` -1 or inf.
-
-        A run that goes on from an epoch's end begins with an evaluation too, of an encoder that has learnt.
-        """
+        """Whether this evaluation is the first, and of all images: `num_sanity_val_steps` is -1, which becomes inf."""
         everything = trainer.num_sanity_val_steps == float("inf")
-        return bool(trainer.sanity_checking and everything and not trainer.global_step)
+        return bool(trainer.sanity_checking and everything and report.BEFORE not in self.columns)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not isinstance(pl_module, Method):
             raise ValueError(f"Report exports the encoder of a Method, and this is a {type(pl_module).__name__}: leave "
                              "it out")
         folder = run_folder(trainer)
-        if not trainer.is_global_zero or folder is None or not trainer.global_step:
+        if not trainer.is_global_zero or folder is None or not trainer.global_step or not self.begun:
             return
         metrics = dict(report.metrics(self.columns, trainer.current_epoch, trainer.global_step))
-        path = save_encoder(pl_module.evaluated, folder / "encoder", size=self.size, metrics=metrics,
+        path = save_encoder(pl_module.evaluated, free(folder / "encoder.safetensors"), size=self.size, metrics=metrics,
                             recipe=report.whole_recipe(folder, pl_module))
         protocols = [one for found in evaluations(trainer) for one in found.protocols]
         said = f"\n{report.run_verdict(self.columns, self.last, self.before)}\n" * bool(metrics and self.last)
         datamodule: Any = trainer.datamodule   # type: ignore[attr-defined]
         if left_out := getattr(datamodule, "left_out", None):
             said += "".join(f"\nleft out: {sentence}\n" for sentence in left_out.sentences)
-        (folder / "report.txt").write_text(report.run_table(self.columns, protocols) + said)
+        put(whole_table := free(folder / "report.txt"), report.run_table(self.columns, protocols) + said)
         only = () if any(found.named for found in evaluations(trainer)) else report.SHOWN
-        left = {"whole table": folder / "report.txt", "checkpoints": folder / "checkpoints", "exported encoder": path,
+        left = {"whole table": whole_table, "checkpoints": folder / "checkpoints", "exported encoder": path,
                 "augmented views": folder / "views.png", "nearest neighbours": folder / "neighbours.png"}
         if isinstance(trainer.logger, TensorBoardLogger):
             left["TensorBoard"] = folder
