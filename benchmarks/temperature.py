@@ -8,6 +8,7 @@ paper's fig. 4 to 6 (arXiv:2012.09740): the features get more even as the temper
 alike; the hard loss stays even where the plain one does not. The picture is results/temperature.png.
 """
 
+import itertools
 import json
 import sys
 import tempfile
@@ -17,22 +18,36 @@ from learning import arrays, run, unpack
 from record import ROOT, record
 
 from ssl_zoo.cli.messages import quiet
+from ssl_zoo.evaluation import Context, Evaluation, Measured, Protocol, Quantity
 from ssl_zoo.evaluation.charts import COLOURS, LINES, MARKERS, blank, picture
+from ssl_zoo.evaluation.features import Features
+from ssl_zoo.evaluation.health import tolerance
+from ssl_zoo.evaluation.score import number
 
 RECIPES = {"all negatives": "cifar10/simclr_cpu", "the hardest": "cifar10/hard_contrastive_cpu"}
 TEMPERATURES = (0.03, 0.07, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 IMAGES, SEED = 10_000, 0
-NUMBERS = {"health/uniformity": "uniformity; lower is more even",
-           "health/tolerance": "tolerance: cosine within a class", "knn_instdisc": "accuracy of kNN, %"}
+NUMBERS = {"health/uniformity": "uniformity; lower is more even", "tolerance": "tolerance: cosine within a class",
+           "knn_instdisc": "accuracy of kNN, %"}
+
+
+class Tolerance(Protocol):
+    """How alike images of a class are, which runs do not measure by themselves."""
+
+    name = "tolerance"
+    quantities = {"tolerance": Quantity("mean cosine of two test images of a class", percent=False)}
+
+    def measure(self, train: Features, test: Features, context: Context) -> Measured:
+        return Measured({"tolerance": number(tolerance(test.x, test.labels).conditional)})
 
 
 def draw(runs: dict[str, dict[str, dict[str, float]]], epochs: int) -> None:
     """A panel for each number, with a curve for each loss, of the runs that there are."""
     figure = blank(12, 4, f"CIFAR-10, {IMAGES:,} images, {epochs} epochs")
-    for axes, (number, label) in zip(figure.subplots(1, len(NUMBERS)), NUMBERS.items(), strict=True):
+    for axes, (name, label) in zip(figure.subplots(1, len(NUMBERS)), NUMBERS.items(), strict=True):
         for i, (negatives, found) in enumerate(runs.items()):
-            scale = 1 if "/" in number else 100
-            points = sorted((float(temperature), scale * one[number]) for temperature, one in found.items())
+            scale = 100 if "%" in label else 1
+            points = sorted((float(temperature), scale * one[name]) for temperature, one in found.items())
             if points:
                 axes.plot(*zip(*points, strict=True), color=COLOURS[i], marker=MARKERS[i], linestyle=LINES[i],
                           label=negatives)
@@ -44,23 +59,27 @@ def draw(runs: dict[str, dict[str, dict[str, float]]], epochs: int) -> None:
     picture(figure).save(ROOT / "benchmarks/results/temperature.png")
 
 
-if __name__ == "__main__":
-    quiet()
-    epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+def main(epochs: int) -> None:
+    """Make the runs that the record does not hold, and record and draw each when it ends."""
     kept = ROOT / "benchmarks/results/temperature.json"
     before = json.loads(kept.read_text())["figures"] if kept.is_file() else {}
-    runs = before["runs"] if before.get("epochs") == epochs else {negatives: {} for negatives in RECIPES}
+    alike = (before.get("epochs"), before.get("images")) == (epochs, IMAGES)
+    runs = before["runs"] if alike else {negatives: {} for negatives in RECIPES}
     images = arrays(unpack(Path(tempfile.gettempdir()), IMAGES))
-    for temperature in TEMPERATURES:
-        for negatives, recipe in RECIPES.items():
-            if str(temperature) in runs[negatives]:
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                one = run(recipe, images, SEED, folder, [
-                    "--model.temperature", str(temperature), "--trainer.max_epochs", str(epochs),
-                    "--trainer.check_val_every_n_epoch", str(epochs), "--evaluation.protocols", "[knn, health]",
-                    "--report.raw_pixels", "false"])
-            last = list(one.values())[-1]
-            runs[negatives][str(temperature)] = {number: last[number] for number in NUMBERS}
-            record("temperature", {"images": IMAGES, "epochs": epochs, "seed": SEED, "runs": runs})
-            draw(runs, epochs)
+    for temperature, (negatives, recipe) in itertools.product(TEMPERATURES, RECIPES.items()):
+        if str(temperature) in runs[negatives]:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            one = run(recipe, images, SEED, folder, [
+                "--model.temperature", str(temperature), "--trainer.max_epochs", str(epochs),
+                "--trainer.check_val_every_n_epoch", str(epochs), "--evaluation.protocols", "[knn, health]",
+                "--report.raw_pixels", "false"], [Evaluation([Tolerance()])])
+        last = list(one.values())[-1]
+        runs[negatives][str(temperature)] = {name: last[name] for name in NUMBERS}
+        record("temperature", {"images": IMAGES, "epochs": epochs, "seed": SEED, "runs": runs})
+        draw(runs, epochs)
+
+
+if __name__ == "__main__":
+    quiet()
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10)

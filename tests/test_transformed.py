@@ -134,9 +134,12 @@ def written_kmeans(keys, prototypes):
 def test_prototypes_take_a_step_of_spherical_k_means_and_empty_ones_start_again():
     keys, prototypes = normalize(normal(30, 4), dim=1), normalize(normal(5, 4, seed=1), dim=1)
     assert torch.allclose(kmeans_step(prototypes, keys), written_kmeans(keys, prototypes))
-    prototypes[1] = prototypes[3] = -normalize(keys.sum(0), dim=0)
-    prototypes[3] *= -1e-9                                                  # near no key
-    assert torch.allclose(kmeans_step(prototypes, keys), written_kmeans(keys, prototypes))
+    keys, prototypes = (normalize(normal(n, 4, seed=n) + 2, dim=1) for n in (30, 5))
+    prototypes[[1, 3]] *= -1                                                # near no key
+    found = kmeans_step(prototypes, keys)
+    assert torch.allclose(found, written_kmeans(keys, prototypes))
+    assert all((found[p] == keys).all(1).any() for p in (1, 3))
+    assert not torch.equal(found[1], found[3])
 
 
 def test_k_means_finds_clusters_that_are_there():
