@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,10 @@ def surroundings(tmp_path, monkeypatch):
         Path(folder).mkdir(parents=True)
         for i in range(4):
             Image.new("RGB", (40 + i, 50), (40 * i, 90, 0)).save(f"{folder}/{i}.jpg")
+    for folder in ("train", "val"):
+        Path("my_shards", folder).mkdir(parents=True)
+        with tarfile.open(f"my_shards/{folder}/0.tar", "w") as shard:
+            shard.add("my_images")
     quiet()
 
 
@@ -60,7 +65,7 @@ def test_recipe_trains_one_batch(name, surroundings):
             small[f"--{option}"] = str(value)
     if judge := parts["model"]["init_args"].get("judge"):      # that an earlier run has left
         save_encoder(NarrowResNet(4, 2), judge)
-    if name.startswith("imagenet"):   # its views are 4 seconds of work at full size
+    if name.startswith(("imagenet", "shards")):   # its views are 4 seconds of work at full size
         small["--model.encoder.depth"] = "18"
     arguments = ["--config", str(RECIPES[name]), *(f"--trainer.{option}={value}" for option, value in CPU.items()),
                  *(word for pair in small.items() for word in pair)]
