@@ -186,6 +186,7 @@ def test_a_judge_has_the_channels_of_the_images(tmp_path, data):
     ("resnet18", TWO_VIEWS, "the judge resnet18 would have random weights: name a file of them, as in resnet18="),
     ("nowhere.safetensors", TWO_VIEWS, "there is no encoder nowhere.safetensors"),
     ("resnet18=nowhere.pth", TWO_VIEWS, "no weights at nowhere.pth"),
+    (f"resnet18={JUDGE}", TWO_VIEWS, "encoder.safetensors is of another architecture: 114 tensors missing"),
     ("resnet999=nowhere.pth", TWO_VIEWS, "no weights at nowhere.pth|there is no encoder resnet999"),
     (JUDGE, ViewSpec(4, 2), "sees a view of 4 pixels as 1 cell, too few for a foreground and a background"),
 ])
