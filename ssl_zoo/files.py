@@ -19,9 +19,11 @@ def whole(path: str | Path) -> Iterator[Path]:
         yield half
         synchronise(half)
         os.replace(half, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             half.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise type(error)(error.errno, error.strerror, str(path)) from error   # a full disk names no file
         raise
     with suppress(OSError):        # some file systems have no folders that can be synchronised
         synchronise(path.parent)   # the new name, too, is on the disk

@@ -23,15 +23,19 @@ def raised_at(error: BaseException) -> str:
 
     As in `Align.training_loss, line 17 of my_module.py: z = self.projector(x)`.
     """
-    frames = []
-    step = error.__traceback__
-    while step is not None:
-        if is_own(step.tb_frame):
-            frames.append((step.tb_frame, step.tb_lineno))
-        step = step.tb_next
+    frames: list[tuple[FrameType, int]] = []
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while not frames and cause is not None and cause not in seen:   # one raised again may be its own cause
+        seen.append(cause)
+        step = cause.__traceback__
+        while step is not None:
+            if is_own(step.tb_frame):
+                frames.append((step.tb_frame, step.tb_lineno))
+            step = step.tb_next
+        cause = cause.__cause__ or cause.__context__
     if not frames:
-        cause = error.__cause__ or error.__context__
-        return raised_at(cause) if cause is not None else ""
+        return ""
     frame, number = frames[-1]
     code = linecache.getline(frame.f_code.co_filename, number).strip()
     name = ".".join(part for part in frame.f_code.co_qualname.split(".") if not part.startswith("<"))

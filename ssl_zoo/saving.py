@@ -66,8 +66,8 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def of_the_disk(error: BaseException) -> OSError | None:
-    """The disk's own error; torch.save hides it behind one of its writer."""
-    found = error if isinstance(error, OSError) else error.__context__
+    """The disk's own error; torch.save and TensorBoard hide it behind others."""
+    found = error if isinstance(error, OSError) else error.__cause__ or error.__context__
     return found if isinstance(found, OSError) else None
 
 
@@ -95,16 +95,19 @@ def forgiving(loggers: list[Any]) -> Iterator[None]:
 
 
 def forgiven(call: Callable[..., Any], whose: str, said: list[str]) -> Callable[..., Any]:
-    """The same call, whose errors of the disk are said once."""
+    """The same call until the disk has failed it, or one of its logger's, for the first time."""
     @wraps(call)
     def called(*args: Any, **kwargs: Any) -> Any:
+        if said:    # TensorBoard's writer would raise the same error again, with an ever longer traceback
+            return None
         try:
             return call(*args, **kwargs)
-        except OSError as error:
-            if not said:
-                said.append(f"{whose} cannot write its curves ({error.strerror or error}): the run goes on, and they "
-                            "may end here")
-                warnings.warn(said[0], stacklevel=2)
+        except Exception as error:
+            if (why := of_the_disk(error)) is None:
+                raise
+            said.append(f"{whose} cannot write its curves ({why.strerror or why}): the run goes on, and they end here")
+            warnings.warn(said[0], stacklevel=2)
+            return None
     return called
 
 

@@ -430,7 +430,8 @@ def test_options_of_a_data_set_are_told_apart_from_those_of_evaluate():
 def test_every_option_of_a_recipe_is_one_of_preview(capsys):
     with pytest.raises(SystemExit):
         run(["fit", "--help"])
-    named = set(re.findall(r"--\w[\w.]*", capsys.readouterr().out)) - {"--help", "--ckpt_path", "--weights_only"}
+    named = set(re.findall(r"--\w[\w.]*", capsys.readouterr().out)) - {"--help", "--ckpt_path",
+                                                                                          "--weights_only", "--resume"}
     assert {"--config", "--model", "--trainer.max_epochs"} <= named
     assert [name for name in named if not name.startswith(RECIPES)] == []
 

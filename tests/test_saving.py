@@ -3,6 +3,7 @@
 import os
 import resource
 import tempfile
+import threading
 import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,13 +11,15 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from ssl_zoo.data import ArrayImages
 from ssl_zoo.evaluation import Evaluation
 from ssl_zoo.evaluation.callback import Report
-from ssl_zoo.files import claim, free, whole
+from ssl_zoo.files import claim, free, put, whole
+from ssl_zoo.own_code import raised_at
 from ssl_zoo.paths import check_whole
-from ssl_zoo.saving import Checkpoints, LastCheckpoint, WholeCheckpoints
+from ssl_zoo.saving import Checkpoints, LastCheckpoint, WholeCheckpoints, forgiving
 from ssl_zoo.stopping import SafeStop
 from tests.conftest import same, simclr, state, trainer
 
@@ -83,6 +86,9 @@ def test_a_file_that_cannot_be_finished_leaves_the_one_before(tmp_path):
     with whole(path) as half:
         half.write_text("new")
         assert path.read_text() == "old"
+    assert (path.read_text(), os.listdir(tmp_path)) == ("new", ["report"])
+    with full_disk(1000), pytest.raises(OSError, match=f"File too large: '{path}'"):
+        put(path, 2000 * "a")
     assert (path.read_text(), os.listdir(tmp_path)) == ("new", ["report"])
 
 
@@ -210,3 +216,65 @@ def test_accumulated_gradients_are_not_cut_in_two(tmp_path, arrays):
     weights, _, _ = run(tmp_path / "resumed", arrays, resume=tmp_path / "killed/checkpoints/last.ckpt",
                         limit_val_batches=0, accumulate_grad_batches=3)
     assert same(weights, whole)
+
+
+# A logger
+
+class Full(Logger):
+    """A logger whose disk is full, as TensorBoard's says it: the same error again, behind one of Lightning's."""
+
+    name, version = "full", 0
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.error = 0, OSError(28, "No space left on device")
+
+    def log_hyperparams(self, *_):
+        pass
+
+    def log_metrics(self, metrics, step):
+        self.calls += 1
+        try:
+            raise self.error
+        except OSError as error:
+            raise ValueError("you tried to log 0.3 which is currently not supported") from error
+
+    def finalize(self, status):
+        raise self.error
+
+
+def test_a_run_goes_on_without_the_curves_of_a_logger_that_cannot_write(tmp_path, arrays):
+    logger = Full()
+    with forgiving([logger]), pytest.warns(UserWarning, match=r"Full cannot write its curves \(No space left on devic"
+                                                              r"e\): the run goes on, and they end here"):
+        _, _, running = run(tmp_path, arrays, logger=logger, log_every_n_steps=1, max_epochs=1)
+    assert running.global_step == BATCHES
+    assert logger.calls == 1
+    other = Full()
+    other.error = KeyError("a mistake")
+    with forgiving([other]), pytest.raises(KeyError, match="a mistake"):
+        other.finalize("success")
+
+
+def test_no_traceback_of_tensorboards_thread_is_printed(tmp_path, monkeypatch):
+    printed = []
+    monkeypatch.setattr(threading, "excepthook", lambda failure: printed.append(failure.exc_type))
+    logger = TensorBoardLogger(tmp_path)
+    with full_disk(1000), forgiving([logger]), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for step in range(100):
+            logger.log_metrics({"loss": 0.5}, step)
+            if not step % 10:
+                logger.save()
+        other = threading.Thread(target=lambda: 1 / 0)
+        other.start()
+        other.join()
+    said = [str(one.message) for one in warned if "curves" in str(one.message)]
+    assert said == ["TensorBoardLogger cannot write its curves (File too large): the run goes on, and they end here"]
+    assert printed == [ZeroDivisionError]
+
+
+def test_a_line_of_ones_own_is_found_through_errors_that_cause_each_other():
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert raised_at(first) == ""

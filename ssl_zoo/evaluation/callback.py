@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -323,7 +324,8 @@ class ScoreRecorder(pl.Callback):
         if trainer.is_global_zero and hasattr(board, "add_histogram_raw"):
             for name, found in self.distributions.items():
                 if math.isfinite(found.mean):                   # else its counts mean nothing
-                    add_histogram(board, f"scores/{name}", found, trainer.global_step)
+                    with suppress(OSError):                     # a logger whose disk is full has said so
+                        add_histogram(board, f"scores/{name}", found, trainer.global_step)
         if trainer.is_global_zero and self.distributions and (folder := run_folder(trainer)) is not None:
             steps = np.array(self.steps)
             publish(charts.picture(charts.score_curves(
