@@ -20,6 +20,10 @@ from ssl_zoo.data import ImageFolder, ImageShards, sharding
 from tests.test_data import picture, ready
 
 
+class Killed(BaseException):
+    """Ends a call wherever it is, as a signal does."""
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder of two classes with a test part, in some formats."""
@@ -128,7 +132,7 @@ def test_images_are_reduced_and_small_jpegs_left_as_they_are(folder):
 def test_an_unreadable_image_is_left_out_and_named(folder, capsys):
     (folder / "train/cat/broken.jpg").write_bytes(b"no image")
     shard("images", "out", "--size", "32")
-    assert "left out: 1 images that could not be read: 1 not readable; such as" in capsys.readouterr().out
+    assert "left out: 1 images that could not be read: 1 broken; such as" in capsys.readouterr().out
     assert json.loads(Path("out/train/index.json").read_text())["images"] == 14
     assert "broken.jpg cannot be read" in ready(ImageShards("out", workers=0)).summary
 
@@ -145,10 +149,10 @@ def test_a_call_that_was_ended_is_gone_on_with(folder, lines, torn, monkeypatch)
         wrote(file)
         if Path(file.name).name == "index.partial" and len(Path(file.name).read_bytes().splitlines()) == lines:
             journal.append(Path(file.name).read_bytes())
-            raise KeyboardInterrupt
+            raise Killed
 
     monkeypatch.setattr(sharding, "flush", until)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         shard("images", "out", *options)
     monkeypatch.undo()
     monkeypatch.chdir(folder.parent)
@@ -178,8 +182,8 @@ def test_a_killed_process_is_gone_on_with(folder):
 
 def test_a_shard_that_was_taken_away_is_written_again(folder, monkeypatch):
     shard("images", "whole", "--megabytes", "0.004")
-    monkeypatch.setattr(sharding, "close", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(sharding, "close", lambda *arguments: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
         shard("images", "out", "--megabytes", "0.004")
     monkeypatch.undo()
     monkeypatch.chdir(folder.parent)
@@ -226,6 +230,15 @@ def test_other_images_or_settings_are_refused(folder):
         with pytest.raises(SystemExit, match=f"out/train has shards of other {what}.*: name another folder, or remove"):
             shard("images", "out", *more)
     assert states(Path("out")) == before
+
+
+def test_images_of_which_none_can_be_read_make_no_shards(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("images").mkdir()
+    Path("images/a.jpg").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match="none of the 1 images can be read, such as: images/a.jpg cannot be read"):
+        shard("images", "out", "--size", "32")
+    assert not list(Path("out").rglob("*.tar"))
 
 
 def test_images_of_sixteen_bits_are_not_made_jpegs(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import threading
 import warnings
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -262,6 +263,13 @@ def test_a_checksum_is_compared(tmp_path):
 def test_an_address_that_nobody_opens_names_the_way_out(tmp_path):
     source = Shards([Shard("s3://bucket/000.tar", 4)], None, 8, 1, Scratch())
     with pytest.raises(OSError, match="webdataset opens no s3: addresses .*'pipe:aws s3 cp"):
+        list(Loader(source, 2, training=True))
+
+
+def test_without_webdataset_an_address_names_the_command_that_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    source = Shards([Shard("https://host/000.tar", 4)], None, 8, 1, Scratch())
+    with pytest.raises(ImportError, match=r"pip install ssl_zoo\[shards\]"):
         list(Loader(source, 2, training=True))
 
 

@@ -116,14 +116,14 @@ def write_shard(entries: Iterator[tuple[int, int, Entry | Unread]], files: Files
     path = folder / f"{number:06}.tar"
     half = path.with_suffix(".half")
     labels: list[int] = []
-    left_out: list[str] = []
+    left_out: list[tuple[str, str]] = []   # kind and sentence
     following = None
     try:
         with open(half, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for number, place, entry in entries:
                 following = number + 1
                 if isinstance(entry, Unread):
-                    left_out.append(entry.require_disk().sentence)
+                    left_out.append((entry.kind, entry.require_disk().sentence))
                     continue
                 label = int(files.labels[place])
                 name = f"{number:09}-{slug(Path(files.names[place]), root)}"
@@ -235,12 +235,12 @@ def close(folder: Path, about: dict[str, Any], rows: Sequence[dict[str, Any]]) -
     """Write index.json, by which readers know that all shards are there."""
     kept = LeftOut()
     for row in rows:
-        for one in row["left_out"]:
-            kept.note(one, Unread("not readable", one))
+        for kind, sentence in row["left_out"]:
+            kept.note(sentence, Unread(kind, sentence))
     shards = [Shard(**{name: value for name, value in row.items() if name in Shard._fields}) for row in rows
               if row["images"]]
     if not shards:
-        raise ValueError(f"none of the {about['images']} images can be read, such as: {rows[0]['left_out'][0]}")
+        raise ValueError(f"none of the {about['images']} images can be read, such as: {rows[0]['left_out'][0][1]}")
     index = Index(shards, about["classes"], kept.sentences)
     half = folder / f"{INDEXES[0]}.half"
     with open(half, "w") as file:
