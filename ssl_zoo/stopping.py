@@ -99,6 +99,7 @@ class SafeStop(pl.Callback):
         self.begun = True
         if not stepped(trainer, batch_idx) or not (asked := self.agree(trainer)):
             return
+        log_step(trainer)
         if asked == FULL:
             raise OSError(full(trainer) or "stopped, because the first process cannot write its checkpoints")
         self.save(trainer)
@@ -149,6 +150,12 @@ class SafeStop(pl.Callback):
         config = (run_folder(trainer) or Path()) / "config.yaml"
         source = f"--config {config} " if config.exists() else ""
         return f"stopped by {name} at step {step}; go on with:\n  ssl-zoo fit {source}--ckpt_path {found}"
+
+
+def log_step(trainer: pl.Trainer) -> None:
+    """Log the step at hand, as Lightning does after the callbacks: otherwise it is missing from the run's curves."""
+    trainer._logger_connector.on_batch_end()
+    trainer._logger_connector.update_train_step_metrics()
 
 
 def full(trainer: pl.Trainer) -> str:

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ssl_zoo.cli import run
 from ssl_zoo.data import ArrayImages
@@ -66,7 +67,9 @@ def steps(path):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_finishes_the_batch_saves_and_says_how_to_go_on(recipe, capfd, name):
     signum = getattr(signal, name)
-    assert ended(recipe, signum=signum) == 128 + signum
+    assert ended(recipe, "--trainer.log_every_n_steps", "1", signum=signum) == 128 + signum
+    curve = EventAccumulator("runs/recipe/version_0").Reload().Scalars("loss")
+    assert [point.step for point in curve] == [0, 1, 2]        # the batch at hand is in it
     said = capfd.readouterr().err
     assert said.count("stopping after the batch at hand, to save it") == 1
     assert "Traceback" not in said
