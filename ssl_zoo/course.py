@@ -161,7 +161,6 @@ def close_epoch(loop: dict[str, Any]) -> None:
     elif batches["is_last_batch"] and batches["current"]["completed"] < batches["current"]["processed"]:
         for counts in (batches["total"], batches["current"]):
             counts["completed"] += 1
-        loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
         begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}        # an evaluation, but no more
         loop["epoch_loop.val_loop.batch_progress"] |= {"total": begun, "current": {**begun}, "is_last_batch": False}
 

@@ -50,7 +50,7 @@ class Progress(pl.callbacks.ProgressBar):
             self.bar = tqdm(desc="starting", unit="step", mininterval=calm, dynamic_ncols=True, file=sys.stderr)
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.say("evaluating the untrained encoder")
+        self.say("evaluating" if trainer.global_step else "evaluating the untrained encoder")
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
                              batch_idx: int) -> None:

@@ -9,7 +9,8 @@ from functools import partial
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.loggers import Logger
 from torch.utils.data import DataLoader, TensorDataset
 
 from ssl_zoo.data import ArrayImages
@@ -307,3 +308,76 @@ def test_no_epoch_is_passed_over_shown_twice_or_left_unevaluated(arrays, tmp_pat
     assert watch.rates == whole.rates[7:]
     assert same(weights, weights_again)
     assert columns_again == columns
+
+
+# What is logged and reported
+
+class Kept(Logger):
+    """The numbers that were logged, by name and step."""
+
+    name, version = "kept", 0
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = {}
+
+    def log_hyperparams(self, *_):
+        pass
+
+    def log_metrics(self, metrics, step):
+        for name, value in metrics.items():
+            assert step not in self.numbers.setdefault(name, {}) or name == "epoch", f"{name} at {step} again"
+            self.numbers[name][step] = value
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize(("step", "when"), [
+    (10, {"every_n_train_steps": 10}), (7, {"every_n_train_steps": 7}), (14, {"save_on_train_epoch_end": True}),
+    (14, {"every_n_epochs": 1, "save_on_train_epoch_end": False})])
+def test_each_step_is_logged_once_with_the_rate_of_the_schedule(arrays, tmp_path, step, when, every):
+    logs = []
+    for options in ({}, {"ckpt_path": tmp_path / f"step={step}.ckpt"}):
+        logs.append(Kept())
+        fit(tmp_path, build(), loader(arrays), Evaluation(["nearest_class_mean"]), saving(tmp_path, **when),
+            LearningRateMonitor(), enable_checkpointing=True, limit_val_batches=1.0, logger=logs[-1],
+            log_every_n_steps=every, **options)
+    whole, again = (log.numbers for log in logs)
+    assert list(whole["loss"]) == list(range(every - 1, 28, every))
+    for name, values in whole.items():
+        rest = {at: value for at, value in values.items() if at >= step}
+        if name not in ("epoch", "nearest_class_mean"):
+            assert rest
+            assert again[name] == rest, name
+    evaluated = {at: value for at, value in again["nearest_class_mean"].items() if at >= step}
+    assert evaluated == {at: value for at, value in whole["nearest_class_mean"].items() if at >= step}
+    rates = next(values for name, values in again.items() if name.startswith("lr-"))
+    assert rates == {at: pytest.approx(LR * SCHEDULE(at / 27)) for at in whole["loss"] if at >= step}
+
+
+def report(folder, data, *callbacks, build=build, **options):
+    made = Report(raw_pixels=True)
+    fit(folder, build(), data, Evaluation(["nearest_class_mean"]), made, *callbacks,
+        **{"limit_val_batches": 1.0, "num_sanity_val_steps": -1} | options)
+    return made.columns
+
+
+@pytest.mark.parametrize("step", [7, 10, 14])
+def test_the_untrained_column_is_the_one_that_was_measured_before_training(arrays, tmp_path, step):
+    keeping = [saving(tmp_path, every_n_train_steps=10), saving(tmp_path, save_on_train_epoch_end=True)]
+    whole = report(tmp_path, loader(arrays), *keeping, enable_checkpointing=True)
+    again = report(tmp_path, loader(arrays), ckpt_path=tmp_path / f"step={step}.ckpt")
+    assert again == whole
+    assert list(whole)[:2] == ["raw pixels", "untrained encoder"]
+
+
+def test_a_trained_encoder_is_never_called_untrained(arrays, tmp_path):
+    report(tmp_path, loader(arrays), saving(tmp_path, save_on_train_epoch_end=True), enable_checkpointing=True,
+           num_sanity_val_steps=0)
+    again = report(tmp_path, loader(arrays), ckpt_path=tmp_path / "step=14.ckpt")
+    assert list(again) == ["epoch 1", "epoch 2", "epoch 3", "epoch 4"]
+
+
+def test_the_last_epoch_is_evaluated_also_by_a_run_that_goes_on_within_it(arrays, tmp_path):
+    options = {"check_val_every_n_epoch": 10, "num_sanity_val_steps": 0}
+    report(tmp_path, loader(arrays), saving(tmp_path, every_n_train_steps=25), enable_checkpointing=True, **options)
+    assert list(report(tmp_path, loader(arrays), ckpt_path=tmp_path / "step=25.ckpt", **options)) == ["epoch 4"]

@@ -142,8 +142,8 @@ def context(trainer: pl.Trainer, method: pl.LightningModule) -> Context:
 
 def moment(trainer: pl.Trainer) -> str:
     """How far the encoder is that is evaluated now: untrained, after an epoch, or after a step within one."""
-    if trainer.sanity_checking:
-        return report.BEFORE
+    if trainer.sanity_checking:     # of a run that goes on from an epoch's end, too
+        return report.epoch(trainer.current_epoch) if trainer.global_step else report.BEFORE
     return report.epoch(trainer.current_epoch + 1) if trainer.is_last_batch else report.step(trainer.global_step)
 
 
@@ -191,8 +191,11 @@ class Report(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.begun = True
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)     # which a run that goes on within an epoch does not call
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch + 1 == trainer.max_epochs and trainer.check_val_every_n_epoch:
+        if self.rhythm is None and trainer.current_epoch + 1 == trainer.max_epochs and trainer.check_val_every_n_epoch:
             # the last epoch is evaluated, whatever the recipe's rhythm
             self.rhythm, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch, 1
 
@@ -225,9 +228,12 @@ class Report(pl.Callback):
             self.before = {name: score for name, score in scores.items() if name == judge(scores)}
 
     def of_untrained(self, trainer: pl.Trainer) -> bool:
-        """Whether this evaluation is the first, and of all images: `num_sanity_val_steps` is -1, which becomes inf."""
+        """Whether this evaluation comes before all training and is of all images, `num_sanity_val_steps` -1 or inf.
+
+        A run that goes on from an epoch's end begins with an evaluation too, of an encoder that has learnt.
+        """
         everything = trainer.num_sanity_val_steps == float("inf")
-        return bool(trainer.sanity_checking and everything and report.BEFORE not in self.columns)
+        return bool(trainer.sanity_checking and everything and not trainer.global_step)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not isinstance(pl_module, Method):
