@@ -100,7 +100,7 @@ class Course:
         require_tables(method, checkpoint["state_dict"])
         self.saved = checkpoint.get("course")         # checkpoints before 0.2 do not say
         if "loops" in checkpoint:
-            close_epoch(checkpoint["loops"]["fit_loop"])
+            mend(checkpoint["loops"]["fit_loop"])
 
     def resume(self, method: Any) -> None:
         """Take up a checkpoint's place once everything of it is restored, and say what changes."""
@@ -147,16 +147,21 @@ def next_lr(trainer: Any) -> float:
     return float(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def close_epoch(loop: dict[str, Any]) -> None:
-    """Change how Lightning's loop was saved at the end of an epoch, where Lightning 2.6 would go on wrongly from it.
+def mend(loop: dict[str, Any]) -> None:
+    """Change how Lightning's loop was saved at an end, where Lightning 2.6 would go on wrongly from it.
 
     Saved after an epoch, it would count this epoch twice if there is `max_steps`, and pass over another one's images.
-    Saved after an epoch's last step, it would leave out the evaluation and the hooks that end the epoch.
+    Saved after an epoch that `max_steps` cut short, it would pass over the rest of this one. Saved after an epoch's last
+    step, it would leave out the evaluation and the hooks that end the epoch.
     """
     epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
-    if epochs["current"]["processed"] == epochs["current"]["ready"] == epochs["current"]["completed"] + 1:
+    over = epochs["current"]["processed"] == epochs["current"]["ready"]
+    if over and batches["current"]["ready"] and not batches["is_last_batch"]:
         for counts in epochs.values():
-            counts["completed"] += 1
+            counts["processed"] = counts["completed"] = counts["ready"] - 1
+    elif over:
+        for counts in epochs.values():
+            counts["completed"] = counts["processed"]
         batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
     elif batches["is_last_batch"] and batches["current"]["completed"] < batches["current"]["processed"]:
         for counts in (batches["total"], batches["current"]):

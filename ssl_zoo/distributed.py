@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 Rows = TypeVar("Rows", Tensor, np.ndarray)
 NUMBERED = {"shuffled keys": (1,), "mixtures": (2,)}   # runs before streams had names drew these by number
@@ -57,6 +58,20 @@ def run_folder(trainer: Any) -> Path | None:
         return None
     # not a logger's save_dir, which all its runs share
     return Path(getattr(trainer.logger, "log_dir", None) or trainer.default_root_dir)
+
+
+def keep_own_buffers(model: Any) -> None:
+    """Keep DistributedDataParallel from sending ssl_zoo's own buffers from rank 0 before each forward pass.
+
+    They are equal on all processes already: each writes the same gathered rows into its queue, centre or table, which
+    the contract checks. To send MoCo's queue of 65,536 keys is 34 MB a pass. The buffers of all other modules are still
+    sent, BatchNorm's statistics above all, since each process has those of its own images.
+    """
+    if isinstance(model, DistributedDataParallel):
+        own = {id(buffer) for module in model.module.modules() if type(module).__module__.startswith("ssl_zoo.")
+               for buffer in module.buffers(recurse=False)}
+        model.parameters_to_ignore |= {name for name, buffer in model.module.named_buffers() if id(buffer) in own}
+        model._assign_modules_buffers()     # its constructor has sent them once, so that all begin with the same
 
 
 class _Gather(torch.autograd.Function):

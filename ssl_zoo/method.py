@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
-from ssl_zoo import batches, start
+from ssl_zoo import batches, distributed, start
 from ssl_zoo.course import Course
 from ssl_zoo.encoders import Encoder, evaluation_mode
 from ssl_zoo.optim import Group, Schedules, built, parameter_groups
@@ -49,8 +49,7 @@ class Method(pl.LightningModule):
         self.save_hyperparameters(ignore=["encoder", "augment", "optimizer", "schedule"])
         if "_instantiator" in self.hparams:
             self.save_hyperparameters()
-        self.encoder = encoder
-        self.augment = augment
+        self.encoder, self.augment = encoder, augment
         self.optimizer, self.schedule, self.course = optimizer, schedule, Course()
 
     @abstractmethod
@@ -87,6 +86,7 @@ class Method(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         start.require_ready(self, self.trainer)
+        distributed.keep_own_buffers(self.trainer.model)
 
     def on_train_start(self) -> None:
         self.course.resume(self)

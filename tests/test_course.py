@@ -310,6 +310,17 @@ def test_no_epoch_is_passed_over_shown_twice_or_left_unevaluated(arrays, tmp_pat
     assert columns_again == columns
 
 
+@pytest.mark.parametrize("options", [{"max_epochs": 4}, {"max_epochs": -1, "max_steps": 28}])
+def test_an_epoch_that_max_steps_cut_short_is_gone_on_with(begun, arrays, tmp_path, options):
+    _, running = fit(tmp_path, build(), loader(arrays), saving(tmp_path, save_on_train_epoch_end=True),
+                     enable_checkpointing=True, max_steps=10)
+    running.save_checkpoint(tmp_path / "ended.ckpt")
+    for path in ("step=10.ckpt", "ended.ckpt"):
+        watch, _ = fit(tmp_path, build(), loader(arrays), ckpt_path=tmp_path / path, **options)
+        assert watch.images == begun[1].images[10:]
+        assert [rates[0] for rates in watch.rates] == pytest.approx(expected(28, 18), rel=1e-9)
+
+
 # What is logged and reported
 
 class Kept(Logger):

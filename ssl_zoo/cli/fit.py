@@ -9,10 +9,11 @@ from typing import Any, Literal, NoReturn
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins import CheckpointIO
+from lightning_fabric.plugins.collectives.torch_collective import default_pg_timeout
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from ssl_zoo import data, encoders, evaluation, methods, monitor, optim, saving, stopping
+from ssl_zoo import data, encoders, evaluation, methods, monitor, optim, peers, saving, stopping
 from ssl_zoo.checkpoints import check_resumable, read_checkpoint
 from ssl_zoo.cli import places
 from ssl_zoo.cli.messages import parse_error
@@ -68,8 +69,9 @@ class Cli(LightningCLI):
         self.run_name = run_name(arguments)
         logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": RUNS, "name": self.run_name}}
         self.stop, self.start, self.extent = stopping.SafeStop(), stopping.FailedStart(), monitor.Extent()
-        watching = [self.start, monitor.Progress(), self.extent, monitor.Speed(), monitor.FiniteRun(), self.stop,
-                    monitor.ViewsPicture(), saving.LastCheckpoint(), LearningRateMonitor()]
+        self.peers = peers.Peers()
+        watching = [self.peers, self.start, monitor.Progress(), self.extent, monitor.Speed(), monitor.FiniteRun(),
+                    self.stop, monitor.ViewsPicture(), saving.LastCheckpoint(), LearningRateMonitor()]
         super().__init__(
             Method, pl.LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
             parser_class=Parser, auto_configure_optimizers=False, run=run, args=arguments,
@@ -111,7 +113,7 @@ class Cli(LightningCLI):
         self.trainer_defaults["callbacks"] = [one for one in self.trainer_defaults["callbacks"]
                                               if not isinstance(one, tuple(refused))]
         try:
-            return super()._instantiate_trainer(config, [
+            trainer = super()._instantiate_trainer(config, [
                 one for one in callbacks if not any(isinstance(other, type(one)) for other in listed)
                 and not isinstance(one, tuple(refused))])
         except BaseException as error:
@@ -119,6 +121,10 @@ class Cli(LightningCLI):
             if isinstance(error, TypeError):
                 raise ValueError(f"--trainer cannot be made of its options: {error}") from error
             raise
+        strategy: Any = trainer.strategy
+        if getattr(strategy, "_timeout", None) == default_pg_timeout:    # the user has not set one
+            strategy._timeout = peers.TIMEOUT
+        return trainer
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets a checkpoint's values override the command line's; here the recipe and the options decide."""
@@ -134,6 +140,8 @@ class Cli(LightningCLI):
             self.start.remove(self.trainer, there)
             if self.stop.signum and isinstance(error, KeyboardInterrupt | SystemExit):
                 sys.exit(128 + self.stop.signum)
+            if lost := self.peers.reason(error):
+                raise ValueError(lost) from error
             raise
 
     def place(self) -> Path:

@@ -1,0 +1,234 @@
+"""Runs of several processes and machines: as one process with their whole batch, however they are started.
+
+The processes are forks that share one import, but torchrun's, which it starts itself.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+from torch import nn
+
+from ssl_zoo import cli, distributed, peers
+from ssl_zoo.contract.gloo import without_norms
+from ssl_zoo.data import ArrayImages
+from ssl_zoo.methods import AMCL, DCLW, BarlowTwins, MoCo, PixPro, SimCLR, SwAV
+from ssl_zoo.views import Augmentation, View
+from tests.conftest import TWO_VIEWS, same, small, state, trainer
+from tests.processes import PROCESSES
+
+METHODS = {"SimCLR": (SimCLR, {}), "MoCo": (MoCo, {"queue": 40}), "SwAV": (SwAV, {"prototypes": 6, "freeze_steps": 2}),
+           "DCLW": (DCLW, {}), "PixPro": (PixPro, {}), "Barlow Twins": (BarlowTwins, {}), "AMCL": (AMCL, {"heads": 2})}
+BATCH = 8       # images of one process that trains alone
+ROOT = Path(__file__).parents[1]
+
+
+class OfAll(Augmentation):
+    """Draws the views of the batch of all processes, so that these do not depend on how many there are."""
+
+    def __call__(self, batch, key):
+        views = super().__call__(distributed.gather(batch), key._replace(rank=0))
+        return [View(*map(distributed.mine, view[:3]), view.role) for view in views]
+
+
+class Losses(pl.Callback):
+    def __init__(self):
+        self.losses, self.images = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(outputs["loss"].detach())
+        self.images.append(batch.index.tolist())
+
+
+def fit(folder, arrays, kind, processes=1, batch=BATCH, **more):
+    """The losses, the images of each step and the state at the end of a run without BatchNorm."""
+    pl.seed_everything(0, verbose=False)
+    method, options = METHODS[kind]
+    model = without_norms(small(method, augment=OfAll([TWO_VIEWS]), projector=(16, 8), **options))
+    several = {"strategy": "ddp", "devices": processes} if processes > 1 else {}
+    watch, data = Losses(), ArrayImages(str(arrays), batch_size=batch // processes)
+    data.said = True
+    running = trainer(folder, watch, limit_val_batches=0, precision="64-true", **several, **{"max_epochs": 2} | more.pop("trainer", {}))
+    running.fit(model, datamodule=data, **more)
+    return torch.stack(watch.losses), watch.images, state(model), running
+
+
+def as_a_cluster_would(rank):
+    """What a cluster tells each of its processes, so that Lightning joins the group and starts none of its own."""
+    os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(PROCESSES), MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT="0")
+
+
+def one_process(rank, folder, arrays, begun):
+    as_a_cluster_would(rank)
+    found = {kind: fit(folder, arrays, kind, PROCESSES)[:3] for kind in METHODS}
+    found["goes on"] = {}
+    for batch in (BATCH, 2 * BATCH):
+        _, images, _, running = fit(folder, arrays, "SimCLR", PROCESSES, batch, ckpt_path=begun)
+        found["goes on"][batch] = images, running.global_step
+    found["sent"] = sent(rank, folder, arrays)
+    return found
+
+
+def sent(rank, folder, arrays):
+    """The modules whose buffers DistributedDataParallel sends before a forward pass, and whether queues are equal."""
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            model = trainer.model
+            model._assign_modules_buffers()
+            names = [model.module.get_submodule(name.rpartition(".")[0]) for name in model.named_module_buffers]
+            self.kinds = {type(module).__name__ for module in names}
+
+    torch.manual_seed(rank)                       # whoever forgets a seed begins with the queue of rank 0
+    watch, data = Watch(), ArrayImages(str(arrays), batch_size=BATCH // PROCESSES)
+    data.said = True
+    model = small(MoCo, projector=(16, 8), queue=40)
+    trainer(folder, watch, limit_val_batches=0, max_epochs=1, strategy="ddp", devices=PROCESSES).fit(model, data)
+    return watch.kinds, model.queue.keys
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, arrays):
+    """A checkpoint of one process, after 3 batches of an epoch, and the images that these showed."""
+    folder = tmp_path_factory.mktemp("begun")
+    _, images, _, running = fit(folder, arrays, "SimCLR", trainer={"max_epochs": 1, "max_steps": 3})
+    running.save_checkpoint(folder / "mid.ckpt")
+    return folder / "mid.ckpt", images
+
+
+@pytest.fixture(scope="module")
+def halves(two_processes, tmp_path_factory, arrays, begun):
+    return two_processes(one_process, tmp_path_factory.mktemp("processes"), arrays, begun[0])
+
+
+@pytest.mark.filterwarnings("ignore:the loss of .* sits at")
+@pytest.mark.parametrize("kind", METHODS)
+def test_two_processes_have_the_losses_and_weights_of_one_with_the_whole_batch(halves, arrays, tmp_path, kind):
+    losses, images, weights, _ = fit(tmp_path, arrays, kind)
+    (first, of_first, state_first), (second, of_second, state_second) = (found[kind] for found in halves)
+    assert [a + b for a, b in zip(of_first, of_second, strict=True)] == images
+    assert len(losses) == 14
+    assert torch.allclose((first + second) / 2, losses, rtol=1e-5, atol=1e-5)
+    for name, value in weights.items():
+        if not name.startswith("queue"):          # which holds the same keys in another order
+            assert torch.allclose(state_first[name], value, rtol=1e-5, atol=1e-5), name
+            assert torch.equal(state_first[name], state_second[name]), name
+
+
+def test_a_run_goes_on_with_another_number_of_processes_and_shows_no_image_again(halves, begun):
+    shown = [i for images in begun[1] for i in images]
+    for batch, left in ((BATCH, 4), (2 * BATCH, 2)):
+        rest = [sum((found["goes on"][batch][0][step] for found in halves), []) for step in range(left)]
+        assert [len(images) for images in rest] == [batch] * left
+        assert not set(shown) & set(sum(rest, []))
+        assert [found["goes on"][batch][1] for found in halves] == [3 + left + 60 // batch] * 2
+
+
+def test_only_buffers_that_differ_between_processes_are_sent(halves):
+    kinds, keys = zip(*(found["sent"] for found in halves), strict=True)
+    assert kinds == ({"BatchNorm2d"},) * 2
+    assert torch.equal(*keys)
+
+
+# The command line
+
+RECIPE = {
+    "trainer": {"accelerator": "cpu", "max_epochs": 2, "num_sanity_val_steps": 0, "limit_val_batches": 0,
+                "log_every_n_steps": 1, "enable_progress_bar": False},
+    "model": {"class_path": "SimCLR", "init_args": {
+        "encoder": {"class_path": "NarrowResNet", "init_args": {"width": 4, "stages": 2}}, "projector": [16, 8],
+        "augment": {"views": [{"size": 16, "count": 2}]}, "schedule": {},
+        "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}}},
+    "data": {"class_path": "ArrayImages", "init_args": {"batch_size": 4}}}
+
+
+@pytest.fixture
+def folder(tmp_path, arrays, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    RECIPE["data"]["init_args"]["path"] = str(arrays)
+    Path("recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    return tmp_path
+
+
+def command(place, number, environment, arguments):
+    """The real command line in a fork; what it says goes into files beside the recipe."""
+    os.chdir(place)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    with open(f"said{number}", "w") as said, redirect_stdout(said), redirect_stderr(said):
+        os.dup2(said.fileno(), 2)
+        try:
+            cli.run(["fit", "--config", "recipe.yaml", *arguments])
+        except SystemExit as ended:
+            said.write(str(ended.code))
+            said.flush()
+            os._exit(1)
+
+
+def started(folder, environments, *arguments):
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["pytorch_lightning", "torchvision"])
+    processes = [server.Process(target=command, args=(folder, number, one, arguments), daemon=True)
+                 for number, one in enumerate(environments)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def one_run(folder, steps=2 * 7):
+    """The state of the one run that is there, which took as many steps as 8 images at a time make."""
+    (path,) = Path(folder).glob("runs/recipe/version_0/checkpoints/last.ckpt")
+    saved = torch.load(path, weights_only=True)
+    assert saved["global_step"] == steps
+    assert saved["course"]["processes"] == 2
+    return saved["state_dict"]
+
+
+def nodes_of_lightning(port, nodes):
+    return [{"NODE_RANK": str(node), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": str(port), "GLOBAL_RANK": str(node)} for node in range(nodes)]
+
+
+def nodes_of_slurm(job):
+    return [{"SLURM_NTASKS": "2", "SLURM_PROCID": str(node), "SLURM_LOCALID": "0", "SLURM_NODEID": str(node),
+             "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_ID": str(job), "SLURM_JOB_NAME": "pretrain",
+             "SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1"} for node in range(2)]
+
+
+def test_slurm_starts_two_machines_that_make_one_run(folder):
+    environments = [one | {"MASTER_PORT": str(free_port())} for one in nodes_of_slurm(4242)]
+    for one in environments:
+        one["MASTER_PORT"] = environments[0]["MASTER_PORT"]
+    processes = started(folder, environments, "--trainer.strategy", "ddp", "--trainer.num_nodes", "2")
+    for process in processes:
+        process.join(1800)
+    assert [process.exitcode for process in processes] == [0, 0], Path("said0").read_text() + Path("said1").read_text()
+    one_run(folder)
+
+
+def test_torchrun_starts_two_machines_that_make_one_run(folder):
+    port = free_port()
+    words = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend",
+             "c10d", "--rdzv_id", "test", "--rdzv_endpoint", f"127.0.0.1:{port}", "--local_addr", "127.0.0.1", "-m",
+             "ssl_zoo", "fit", "--config", "recipe.yaml", "--trainer.strategy", "ddp", "--trainer.num_nodes", "2"]
+    machines = [subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+                for _ in range(2)]
+    said = [machine.communicate(timeout=1800)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    one_run(folder)
