@@ -151,8 +151,8 @@ def mend(loop: dict[str, Any]) -> None:
     """Change how Lightning's loop was saved at an end, where Lightning 2.6 would go on wrongly from it.
 
     Saved after an epoch, it would count this epoch twice if there is `max_steps`, and pass over another one's images.
-    Saved after an epoch that `max_steps` cut short, it would pass over the rest of this one. Saved after an epoch's last
-    step, it would leave out the evaluation and the hooks that end the epoch.
+    Saved after an epoch that `max_steps` cut short, it would pass over the rest of this one. Saved after the last step
+    of an epoch, it would leave out the evaluation and the hooks that end it.
     """
     epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
     over = epochs["current"]["processed"] == epochs["current"]["ready"]

@@ -11,7 +11,7 @@ import threading
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pytorch_lightning as pl
 import torch.distributed as dist
@@ -37,6 +37,11 @@ class Sign(NamedTuple):
     def __str__(self) -> str:
         return f"{self.host} {self.pid} {self.beat}"
 
+    @classmethod
+    def of(cls, said: bytes) -> Self:
+        host, pid, beat = said.decode().split()
+        return cls(host, int(pid), beat)
+
 
 class Peers(pl.Callback):
     """Watches over the other processes of a run from a thread, and ends this one when one of them is lost.
@@ -56,10 +61,13 @@ class Peers(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if distributed.world_size() > 1 and self.thread is None:
             self.store, self.launcher = _get_default_store().clone(), trainer.strategy.launcher
-            self.rank, self.processes = distributed.rank(), distributed.world_size()
+            self.rank = distributed.rank()
+            self.others = [rank for rank in range(distributed.world_size()) if rank != self.rank]
             self.ended.clear()
             dismiss_lightnings()
             self.say("0")
+            for rank in self.others:
+                self.signs[rank] = Sign.of(self.store.get(f"peers/{rank}"))      # waits for it
             threading.Thread(target=self.talk, daemon=True).start()
             self.thread = threading.Thread(target=self.watch, daemon=True)
             self.thread.start()
@@ -91,19 +99,16 @@ class Peers(pl.Callback):
 
     def talk(self) -> None:
         """Leave signs of life and read those of the others, in a thread of its own: a stopped store never answers."""
-        others = [rank for rank in range(self.processes) if rank != self.rank]
         while not self.ended.wait(BEAT):
             try:
                 self.say(str(self.answers))
-                known = [rank for rank in others if self.store.check([f"peers/{rank}"])]
-                found = self.store.multi_get([f"peers/{rank}" for rank in known]) if known else []
+                found = self.store.multi_get([f"peers/{rank}" for rank in self.others])
             except (RuntimeError, OSError):
                 continue                                       # rank 0 keeps the store, and is gone
-            for rank, said in zip(known, found, strict=True):
-                host, pid, last = said.decode().split()
-                sign = Sign(host, int(pid), last)
+            for rank, said in zip(self.others, found, strict=True):
+                sign = Sign.of(said)
                 # of checks, not of seconds: a machine that sleeps, or Ctrl-Z, stops all of them together
-                self.silent[rank] = self.silent.get(rank, 0) + 1 if sign == self.signs.get(rank) else 0
+                self.silent[rank] = self.silent.get(rank, 0) + 1 if sign == self.signs[rank] else 0
                 self.signs[rank] = sign
             self.answers += 1
 

@@ -5,6 +5,7 @@ The processes are forks that share one import, but torchrun's, which it starts i
 
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,20 +18,18 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
-from torch import nn
 
 from ssl_zoo import cli, distributed, peers
 from ssl_zoo.contract.gloo import without_norms
 from ssl_zoo.data import ArrayImages
 from ssl_zoo.methods import AMCL, DCLW, BarlowTwins, MoCo, PixPro, SimCLR, SwAV
 from ssl_zoo.views import Augmentation, View
-from tests.conftest import TWO_VIEWS, same, small, state, trainer
+from tests.conftest import TWO_VIEWS, small, state, trainer
 from tests.processes import PROCESSES
 
 METHODS = {"SimCLR": (SimCLR, {}), "MoCo": (MoCo, {"queue": 40}), "SwAV": (SwAV, {"prototypes": 6, "freeze_steps": 2}),
            "DCLW": (DCLW, {}), "PixPro": (PixPro, {}), "Barlow Twins": (BarlowTwins, {}), "AMCL": (AMCL, {"heads": 2})}
 BATCH = 8       # images of one process that trains alone
-ROOT = Path(__file__).parents[1]
 
 
 class OfAll(Augmentation):
@@ -58,7 +57,8 @@ def fit(folder, arrays, kind, processes=1, batch=BATCH, **more):
     several = {"strategy": "ddp", "devices": processes} if processes > 1 else {}
     watch, data = Losses(), ArrayImages(str(arrays), batch_size=batch // processes)
     data.said = True
-    running = trainer(folder, watch, limit_val_batches=0, precision="64-true", **several, **{"max_epochs": 2} | more.pop("trainer", {}))
+    several |= {"limit_val_batches": 0, "precision": "64-true", "max_epochs": 2} | more.pop("trainer", {})
+    running = trainer(folder, watch, **several)
     running.fit(model, datamodule=data, **more)
     return torch.stack(watch.losses), watch.images, state(model), running
 
@@ -193,29 +193,26 @@ def free_port():
 
 def one_run(folder, steps=2 * 7):
     """The state of the one run that is there, which took as many steps as 8 images at a time make."""
-    (path,) = Path(folder).glob("runs/recipe/version_0/checkpoints/last.ckpt")
+    (path,) = folder.glob("runs/recipe/version_0/checkpoints/last.ckpt")
     saved = torch.load(path, weights_only=True)
     assert saved["global_step"] == steps
     assert saved["course"]["processes"] == 2
     return saved["state_dict"]
 
 
-def nodes_of_lightning(port, nodes):
-    return [{"NODE_RANK": str(node), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-             "MASTER_PORT": str(port), "GLOBAL_RANK": str(node)} for node in range(nodes)]
+def in_a_cluster(port):
+    return [{"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": str(port)} for rank in range(2)]
 
 
-def nodes_of_slurm(job):
+def in_slurm(port):
     return [{"SLURM_NTASKS": "2", "SLURM_PROCID": str(node), "SLURM_LOCALID": "0", "SLURM_NODEID": str(node),
-             "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_ID": str(job), "SLURM_JOB_NAME": "pretrain",
-             "SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1"} for node in range(2)]
+             "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_ID": "4242", "SLURM_JOB_NAME": "pretrain",
+             "SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} for node in range(2)]
 
 
 def test_slurm_starts_two_machines_that_make_one_run(folder):
-    environments = [one | {"MASTER_PORT": str(free_port())} for one in nodes_of_slurm(4242)]
-    for one in environments:
-        one["MASTER_PORT"] = environments[0]["MASTER_PORT"]
-    processes = started(folder, environments, "--trainer.strategy", "ddp", "--trainer.num_nodes", "2")
+    processes = started(folder, in_slurm(free_port()), "--trainer.strategy", "ddp", "--trainer.num_nodes", "2")
     for process in processes:
         process.join(1800)
     assert [process.exitcode for process in processes] == [0, 0], Path("said0").read_text() + Path("said1").read_text()
@@ -232,3 +229,77 @@ def test_torchrun_starts_two_machines_that_make_one_run(folder):
     said = [machine.communicate(timeout=1800)[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said
     one_run(folder)
+
+
+# Processes that die or are stopped
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_ends_the_other_with_a_sentence(folder, rank):
+    processes = started(folder, in_a_cluster(free_port()), "--trainer.strategy", "ddp", "--trainer.devices", "2",
+                        "--trainer.max_epochs", "1000000")
+    while not list(folder.rglob("last.ckpt")):
+        assert all(process.is_alive() for process in processes), Path("said0").read_text() + Path("said1").read_text()
+        time.sleep(0.1)
+    os.kill(processes[rank].pid, signal.SIGKILL)
+    processes[1 - rank].join(1800)
+    said = Path(f"said{1 - rank}").read_text()
+    assert processes[1 - rank].exitcode == 1
+    assert f"ssl-zoo: the process of rank {rank} ({processes[rank].pid} on {socket.gethostname()}) " in said
+    assert "Traceback" not in said
+
+
+def watching(process, **silent):
+    """What rank 0 of 3 finds where rank 1 is this process and rank 2 is on another machine."""
+    found = peers.Peers()
+    found.rank = 0
+    found.signs = {1: peers.Sign(socket.gethostname(), process.pid, "7"), 2: peers.Sign("elsewhere", 12, "8")}
+    found.silent = {1: silent.get("one", 0), 2: silent.get("two", 0)}
+    return found
+
+
+def test_what_is_said_of_a_process_that_is_killed_stopped_or_silent():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+    try:
+        assert watching(process, one=peers.SILENT - 1, two=peers.SILENT - 1).lost() is None
+        assert watching(process, two=peers.SILENT).lost() == (
+            "the process of rank 2 (12 on elsewhere) has given no sign of life for 40 s, because it or its machine "
+            "hangs, so that this one of rank 0 cannot go on")
+        process.send_signal(signal.SIGSTOP)
+        while peers.stat(process.pid)[0] != "T":
+            time.sleep(0.01)
+        assert re.match(r"the process of rank 1 \(\d+ on .*\) has given no sign of life for 40 s, stopped by SIGSTOP "
+                        "or the like, so that", watching(process, one=peers.SILENT).lost())
+        process.kill()
+        while peers.stat(process.pid)[0] != "Z":
+            time.sleep(0.01)
+        assert "was ended by SIGKILL, so that" in watching(process).lost()
+        process.wait()
+        assert ") has ended, so that" in watching(process).lost()      # and the system has forgotten how
+    finally:
+        process.kill()
+
+
+def test_a_process_that_has_ended_as_it_should_is_not_missed():
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    found = watching(process)
+    found.signs[1] = found.signs[1]._replace(beat=peers.DONE)
+    assert found.lost() is None
+
+
+def test_where_rank_0_no_longer_answers_it_is_the_one():
+    found = watching(subprocess.Popen([sys.executable, "-c", "pass"]))
+    found.rank, found.unanswered = 2, peers.SILENT
+    found.signs = {0: peers.Sign("elsewhere", 12, "7"), 1: peers.Sign("elsewhere", 13, "7")}
+    assert "the process of rank 0 (12 on elsewhere) has given no sign of life for 40 s" in found.lost()
+
+
+@pytest.mark.parametrize(("error", "its"), [
+    (RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer"), True),
+    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False), (ValueError("gloo"), False)])
+def test_only_an_error_of_a_collective_is_blamed_on_another_process(error, its):
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    found = watching(process)
+    found.thread = object()
+    assert (found.reason(error) is not None) == its
