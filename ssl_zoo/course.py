@@ -17,9 +17,8 @@ from ssl_zoo.memory import Queue, SampleTable
 from ssl_zoo.optim import Schedules
 from ssl_zoo.schedules import through
 
-WORDS = {"images": "{:g} images", "batch": "batches of {:g}", "processes": "{:g} processes", "lr": "lr {:g}",
-         "accumulated": "{:g} batches accumulated for a step", "epochs": "max_epochs {:g}",
-         "max_steps": "max_steps {:g}", "batches": "{:g} batches in an epoch"}
+WORDS = {"batch": "batch_size", "accumulated": "accumulate_grad_batches", "epochs": "max_epochs",
+         "batches": "batches of an epoch"}     # and all others as they are
 
 
 @runtime_checkable
@@ -54,7 +53,7 @@ class Settings(NamedTuple):
         changed = {name: (now, then) for name, now, then in zip(self._fields, self, before, strict=True) if now != then}
         if changed.keys() & {"images", "batch", "processes"}:
             changed.pop("batches", None)     # follows from these
-        return [f"{WORDS[name].format(now)} instead of {then:g}" for name, (now, then) in changed.items()
+        return [f"{WORDS.get(name, name)} {now:g} instead of {then:g}" for name, (now, then) in changed.items()
                 if None not in (now, then)]
 
 
