@@ -137,7 +137,7 @@ class Course:
         changes = now.changes(before) or ["another schedule"] * (not math.isclose(lr, saved["next_lr"]))
         if changes and trainer.is_global_zero:
             views = "; another number of processes draws other views" * (now.processes != before.processes)
-            tqdm.write(f"going on from step {trainer.global_step} with {', '.join(changes)}: {self.left(trainer)} "
+            tqdm.write(f"from step {trainer.global_step} on: {', '.join(changes)}; {self.left(trainer)} "
                        f"steps are left and were {saved['left']}, the first with lr {lr:.4g} and was "
                        f"{saved['next_lr']:.4g}{views}", file=sys.stderr)
 

@@ -113,11 +113,11 @@ def test_the_schedule_goes_on_where_it_was_whatever_changes(begun, arrays, tmp_p
     assert running.global_step == WHEN[when] + left[when]
     assert watch.epochs[0] == WHEN[when] // STEPS
     assert sorted(set(watch.epochs)) == list(range(watch.epochs[0], watch.epochs[-1] + 1))    # none is passed over
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("going on")]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("from step")]
     assert len(said) == (change != "nothing")
     for line in said:
-        assert f"from step {WHEN[when]} with " in line
-        assert f": {left[when]} steps are left and were {28 - WHEN[when]}, the first with lr " in line
+        assert f"from step {WHEN[when]} on: " in line
+        assert f"; {left[when]} steps are left and were {28 - WHEN[when]}, the first with lr " in line
         assert float(line.partition("with lr ")[2].split()[0]) == pytest.approx(watch.rates[0][0], rel=1e-3)
 
 
@@ -164,7 +164,7 @@ def test_another_learning_rate_is_obeyed_from_the_first_step(begun, arrays, tmp_
         [3 * rate for rate in expected(28, 28 - WHEN[when])], rel=1e-9)
     assert watch.decays[0] == [0.5, 0]
     assert running.optimizers[0].param_groups[0]["momentum"] == 0.5
-    assert "with lr 0.3 instead of 0.1: " in capsys.readouterr().err
+    assert " on: lr 0.3 instead of 0.1; " in capsys.readouterr().err
     assert running.optimizers[0].state[method.encoder.backbone.conv1.weight]["momentum_buffer"].any()
 
 
