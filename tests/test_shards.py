@@ -299,6 +299,19 @@ def test_a_shard_that_was_not_closed_says_so(tmp_path):
     assert pictures(path).torn.startswith("at byte ")
 
 
+def test_a_damaged_header_ends_a_shard(tmp_path):
+    """tarfile ends there without a word, as if the shard did."""
+    path = write_shard(tmp_path / "a.tar", samples(range(4), labelled=False))
+    damaged = pictures(path).members[2].offset - 512
+    content = bytearray(path.read_bytes())
+    content[damaged + 3] ^= 4                     # of its name
+    path.write_bytes(content)
+    with tarfile.open(path) as tar:
+        assert len(tar.getnames()) == 2
+    found = pictures(path)
+    assert (len(found.members), found.torn) == (2, f"at byte {damaged:,}, where a header should be")
+
+
 def test_what_is_no_tar_file_says_how_it_begins(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"<!DOCTYPE html><html>" * 100)
     assert pictures(tmp_path / "a.tar").torn == (
