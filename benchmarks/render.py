@@ -1,6 +1,7 @@
 """Write measured numbers into the recipes' headings and the README, from the records in results/: none is typed.
 
-    python benchmarks/render.py            rewrite each recipe's `# Expected:`, and what the quickstart prints
+    python benchmarks/render.py            rewrite each recipe's `# Expected:`, what the quickstart prints, and the
+                                           gains in the table of methods
     python benchmarks/render.py --check    only name the files that differ from their records; status 1 if any do
 """
 
@@ -12,10 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ssl_zoo.cli.recipes import heading, shipped
 
 RESULTS, README = Path(__file__).parent / "results", Path(__file__).parents[1] / "README.md"
 PROTOCOLS = ("knn_instdisc", "linear_cached")
+METHODS = "| method | paper | what it compares | kNN |"      # of the README's table
 
 
 def figures(record: str) -> Any:
@@ -73,10 +77,30 @@ def rewritten(text: str, said: str) -> str:
 
 
 def readme() -> str:
-    """The README with what the quickstart prints, but for the line on the highest epochs, which are no result."""
+    """The README with what the quickstart prints, but for the line on the highest epochs, which are no result, and with
+    each method's gain."""
     shown = [f"    {line}\n" for line in figures("quickstart")["table"] if not line.startswith("highest")]
-    return re.sub(r"(?m)(?<=prints what it found and where it is:\n\n)(    .*\n)+", lambda _: "".join(shown),
+    text = re.sub(r"(?m)(?<=prints what it found and where it is:\n\n)(    .*\n)+", lambda _: "".join(shown),
                   README.read_text(), count=1)
+    head, rows, rest = re.split(rf"(?m)(?<=^{re.escape(METHODS)}\n)((?:\|.*\n)+)", text, maxsplit=1)
+    found = gains()
+    return head + "".join(f"{row.rpartition(' | ')[0]} | {gain(row, found)} |\n" if "`" in row else row
+                          for row in rows.splitlines(keepends=True)) + rest
+
+
+def gains() -> dict[str, float]:
+    """By class the points of knn_instdisc over the untrained encoder's, of the shortest recipe cifar10/*_cpu."""
+    found: dict[str, float] = {}
+    for name, one in sorted(figures("methods")["methods"].items(), key=lambda item: len(item[0])):
+        kind = yaml.safe_load(shipped()[f"cifar10/{name}_cpu"].read_text())["model"]["class_path"]
+        found.setdefault(kind, 100 * (mean(one["knn_instdisc"]["trained"]) - mean(one["knn_instdisc"]["untrained"])))
+    return found
+
+
+def gain(row: str, found: dict[str, float]) -> str:
+    """The last cell of a row, whose first names classes."""
+    names = re.findall(r"`(\w+)`", row.split("|")[1])
+    return ", ".join(f"{found[name]:+.1f}" if name in found else "-" for name in names)
 
 
 def main() -> None:
