@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def test_exports_and_reports_of_evaluations_are_not_replaced(recipe, capsys):
 # From which checkpoint
 
 def steps(said):
-    return [int(line.rpartition(" ")[2]) for line in said.splitlines() if line.startswith("going on from")]
+    return [int(step) for step in re.findall(r"going on from \S+, step (\d+)", said)]
 
 
 def test_resume_auto_goes_on_from_the_newest_whole_checkpoint_or_starts(recipe, capsys):

@@ -64,7 +64,7 @@ def test_command_works(command, folder, monkeypatch, capsys):
         small = {"--steps": "1", "--data.batch_size": "8"}
     if arguments[0] == "validate":
         small = {"--trainer.limit_val_batches": "1"}
-    if "--ckpt_path" in arguments and arguments[0] == "fit":
+    if {"--ckpt_path", "--resume"} & set(arguments) and arguments[0] == "fit":
         small |= {"--trainer.max_epochs": "2"}
     if "folder" in command:
         small["--data.workers"] = "0"

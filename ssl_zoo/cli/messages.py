@@ -151,5 +151,6 @@ def quiet() -> None:
     for message in (".*does not have many workers.*", ".*LightningCLI's args parameter.*", ".*LeafSpec.*",
                     ".*smaller than the logging interval.*", ".*You requested to overfit but enabled.*",
                     ".*You have overridden `on_after_batch_transfer`.*", ".*sync_dist=True.*",
+                    ".*The dirpath has changed.*",
                     ".*module.s. in eval mode at the start of training.*"):   # a frozen judge of views
         warnings.filterwarnings("ignore", message)
