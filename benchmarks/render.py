@@ -1,7 +1,7 @@
 """Write measured numbers into the recipes' headings and the README, from the records in results/: none is typed.
 
-    python benchmarks/render.py            rewrite each recipe's `# Expected:`, what the quickstart prints, and the
-                                           gains in the table of methods
+    python benchmarks/render.py            rewrite each recipe's `# Expected:`, what the quickstart prints, and two
+                                           tables of the README: methods' gains, and what runs survive
     python benchmarks/render.py --check    only name the files that differ from their records; status 1 if any do
 """
 
@@ -9,7 +9,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from ssl_zoo.cli.recipes import heading, shipped
 
 RESULTS, README = Path(__file__).parent / "results", Path(__file__).parents[1] / "README.md"
 PROTOCOLS = ("knn_instdisc", "linear_cached")
-METHODS = "| method | paper | what it compares | kNN |"      # of the README's table
+METHODS = "| method | paper | what it compares | kNN |"      # heads of the README's tables
+SURVIVED = "| what happened | survived | steps done twice: mean, most |"
 
 
 def figures(record: str) -> Any:
@@ -77,15 +78,34 @@ def rewritten(text: str, said: str) -> str:
 
 
 def readme() -> str:
-    """The README with what the quickstart prints, but for the line on the highest epochs, which are no result, and with
-    each method's gain."""
+    """The README with what the quickstart prints, with each method's gain, and with what runs survive.
+
+    Without the line on the highest epochs, which are no result.
+    """
     shown = [f"    {line}\n" for line in figures("quickstart")["table"] if not line.startswith("highest")]
     text = re.sub(r"(?m)(?<=prints what it found and where it is:\n\n)(    .*\n)+", lambda _: "".join(shown),
                   README.read_text(), count=1)
-    head, rows, rest = re.split(rf"(?m)(?<=^{re.escape(METHODS)}\n)((?:\|.*\n)+)", text, maxsplit=1)
     found = gains()
-    return head + "".join(f"{row.rpartition(' | ')[0]} | {gain(row, found)} |\n" if "`" in row else row
-                          for row in rows.splitlines(keepends=True)) + rest
+    text = with_rows(text, METHODS, lambda rows: [f"{row.rpartition(' | ')[0]} | {gain(row, found)} |" for row in rows])
+    return with_rows(text, SURVIVED, lambda rows: survived(figures("survive")["trials"]))
+
+
+def with_rows(text: str, head: str, change: Callable[[list[str]], Sequence[str]]) -> str:
+    """The text with other rows in the table that has this head."""
+    before, line, rows, rest = re.split(rf"(?m)(?<=^{re.escape(head)}\n)(\|[-|]+\n)((?:\|.*\n)*)", text, maxsplit=1)
+    return before + line + "".join(f"{row}\n" for row in change(rows.splitlines())) + rest
+
+
+def survived(trials: Sequence[dict[str, Any]]) -> list[str]:
+    """A row for each thing that happened to runs."""
+    kinds = dict.fromkeys(trial["kind"] for trial in trials)
+    rows = []
+    for kind in kinds:
+        of_kind = [trial for trial in trials if trial["kind"] == kind]
+        lost = [trial["lost"] for trial in of_kind]
+        rows.append(f"| {kind} | {sum(not trial['wrong'] for trial in of_kind)} of {len(of_kind)} | {mean(lost):.1f}, "
+                    f"{max(lost)} |")
+    return rows
 
 
 def gains() -> dict[str, float]:
