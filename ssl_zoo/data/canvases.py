@@ -36,7 +36,7 @@ STEP = 32   # pixels: sides of canvases are multiples of it, so that a compiled 
 class Decoded(Files):
     """Images that `decode_once` has kept. A training batch holds them whole; the device cuts its crops from them."""
 
-    def for_training(self, images: Sequence[Tensor], key: Key) -> Tensor | Canvases | Crops:
+    def for_training(self, images: Sequence[Any], key: Key) -> Tensor | Canvases | Crops:
         sizes = np.array([image.shape[-2:] for image in images])
         height, width = (-(-sizes.max(0) // STEP) * STEP).tolist()
         # NumPy's zeros come in huge pages. With torch's, which do not, this takes three times as long.

@@ -185,7 +185,7 @@ class Images(pl.LightningDataModule):
         augment = getattr(trainer.lightning_module, "augment", None)   # a stranger's module may have none
         source = self.train = self.train.to(trainer.strategy.root_device)
         if isinstance(source, Files):
-            source.augment = augment
+            source.augment, source.scaled = augment, True
         order = in_order if trainer.overfit_batches else self.order     # the same batches in every epoch
         return Loader(source, self.batch_size, self.workers, training=True, strict=self.strict, order=order)
 

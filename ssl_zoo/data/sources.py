@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from ssl_zoo import distributed
 from ssl_zoo.data.decoding import COLOURS, Decoder, LeftOut, Samples, Unread, attempted, read_image, stored_samples
 from ssl_zoo.data.orders import Order, Shares, shuffled, some, spaced
+from ssl_zoo.data.scaled import Factor, read_scaled
 from ssl_zoo.data.workers import later, obey_the_run_alone
-from ssl_zoo.views import Augmentation, Canvases, Crops, Key
+from ssl_zoo.views import Augmentation, Canvases, Crops, Key, Scaled
 
 # images, canvases or crops; labels [B], index [B]; by place, the files that could not be read
 Loaded = tuple[Tensor | Canvases | Crops, Tensor, Tensor, dict[int, Unread]]
@@ -121,6 +122,7 @@ class Files(Source):
         self.reader, self.names, self.labels, self.size, self.decoder = read, names, labels, size, decoder
         self.left_out = LeftOut() if left_out is None else left_out
         self.augment: Augmentation | None = None   # cuts the crops of training batches
+        self.scaled = False   # whether an image may be decoded at a share of its size that its crops allow
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -155,12 +157,24 @@ class Files(Source):
         """The image of a place, uint8 [C, H, W], or why there is none."""
         return attempted(self.read, place, self.names[place])
 
-    def first_readable(self, places: Iterable[int], unread: dict[int, Unread]) -> tuple[int, Tensor] | None:
+    def read_scaled(self, place: int, factor: Factor) -> Tensor | Scaled:
+        """One image, reduced by what `factor` says of its height and width where its file can be read like that."""
+        if self.reader is not None:
+            return self.read(place)
+        return read_scaled(self.names[place], self.decoder, factor)
+
+    def attempt_scaled(self, place: int, factor: Factor) -> Tensor | Scaled | Unread:
+        """As `attempt`, by `read_scaled`."""
+        return attempted(partial(self.read_scaled, factor=factor), place, self.names[place])
+
+    def first_readable(self, places: Iterable[int], unread: dict[int, Unread],
+                       factor: Factor | None = None) -> tuple[int, Tensor | Scaled] | None:
         """The first place of which there is an image, and the image; those before it are added to `unread`."""
         for place in places:
             if place in unread:
                 continue
-            if isinstance(found := self.attempt(place), Tensor):
+            found = self.attempt(place) if factor is None else self.attempt_scaled(place, factor)
+            if not isinstance(found, Unread):
                 return place, found
             unread[place] = found
             if found.kind == "disk":
@@ -169,12 +183,15 @@ class Files(Source):
 
     def __getitem__(self, request: Request) -> Loaded:
         """A plain batch leaves unreadable images out; a training batch takes the next readable one instead."""
-        images: list[Tensor] = []
+        images: list[Any] = []
         index: list[int] = []
         unread: dict[int, Unread] = {}
+        reduction = None if request.key is None or self.augment is None or not self.scaled else (
+            self.augment.reduction(request.key, len(request.places)))
         for i in request.places.tolist():
-            tries = 1 if request.key is None else len(self)
-            if (chosen := self.first_readable(((i + step) % len(self) for step in range(tries)), unread)) is not None:
+            tries = range(1 if request.key is None else len(self))
+            factor = None if reduction is None else partial(reduction.factor, len(images))
+            if (chosen := self.first_readable(((i + step) % len(self) for step in tries), unread, factor)) is not None:
                 index.append(chosen[0])
                 images.append(chosen[1])
             elif request.key is not None or any(why.kind == "disk" for why in unread.values()):
@@ -193,7 +210,7 @@ class Files(Source):
         middles = [centre(image, self.size) for image in images]
         return torch.stack(middles) if middles else torch.empty(0, self.decoder.channels, self.size, self.size).byte()
 
-    def for_training(self, images: Sequence[Tensor], key: Key) -> Tensor | Canvases | Crops:
+    def for_training(self, images: Sequence[Any], key: Key) -> Tensor | Canvases | Crops:
         """What a training batch holds of its images: their crops, or plain images if there is no augmentation."""
         return self.plain(images) if self.augment is None else self.augment.cut(images, key)
 

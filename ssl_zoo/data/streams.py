@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,9 +17,11 @@ from torch import Tensor
 from ssl_zoo.data.decoding import COLOURS, Decoder, LeftOut, Samples, Unread, attempted, read_image, stored_samples
 from ssl_zoo.data.fetching import Scratch, is_address, is_plain, webdataset
 from ssl_zoo.data.orders import Blocks
+from ssl_zoo.data.scaled import Factor, read_scaled
 from ssl_zoo.data.shard_index import Shard
 from ssl_zoo.data.sources import Files, Loaded, Request, file_states
 from ssl_zoo.data.tars import BLOCK, name_of, pictures
+from ssl_zoo.views import Scaled
 
 OPEN = 128   # files and tables that a worker keeps at hand
 
@@ -68,6 +71,10 @@ class Enclosed(Files):
     def read(self, place: int) -> Tensor:
         name, content = self.content(self.whole(place))
         return read_image(name, self.decoder, content)
+
+    def read_scaled(self, place: int, factor: Factor) -> Tensor | Scaled:
+        name, content = self.content(self.whole(place))
+        return read_scaled(name, self.decoder, factor, content)
 
     def samples(self, place: int) -> Samples | None:
         name, content = self.content(self.whole(place))
@@ -191,6 +198,15 @@ class Shards(Enclosed):
             return name_at(fetched.fileno(), shard, offset), os.pread(fetched.fileno(), size, offset)
 
     def attempt(self, place: int) -> Tensor | Unread:
+        name = self.found(place)
+        return name if isinstance(name, Unread) else attempted(self.read, place, name)
+
+    def attempt_scaled(self, place: int, factor: Factor) -> Tensor | Scaled | Unread:
+        name = self.found(place)
+        return name if isinstance(name, Unread) else attempted(partial(self.read_scaled, factor=factor), place, name)
+
+    def found(self, place: int) -> str | Unread:
+        """The name of an image that is in its shard, or why it is not."""
         number, row = self.where(self.whole(place))
         shard = self.shards[number]
         try:
@@ -200,7 +216,7 @@ class Shards(Enclosed):
             name, _ = self.content(self.whole(place))
         except (OSError, ValueError) as error:   # of the shard, which says nothing of the image
             return Unread("disk", str(error))
-        return attempted(self.read, place, name)
+        return name
 
     def other_count(self, number: int, found: int) -> Unread:
         """Why an image is not in its shard: part of it is missing, or the index is that of another one."""
@@ -210,13 +226,15 @@ class Shards(Enclosed):
             return Unread("torn", f"{said}: it ends {why}")
         return Unread("disk", f"{said}: count them again with ssl-zoo shard, for labels and places would be others")
 
-    def first_readable(self, places: Iterable[int], unread: dict[int, Unread]) -> tuple[int, Tensor] | None:
+    def first_readable(self, places: Iterable[int], unread: dict[int, Unread],
+                       factor: Factor | None = None) -> tuple[int, Tensor | Scaled] | None:
         """As for files; what is missing of a torn shard is passed over, and told of once, at the first place of it."""
         for place in places:
             number, row = self.where(self.whole(place))
             if place in unread or number in self.torn and row >= len(self.table(number)):
                 continue
-            if isinstance(found := self.attempt(place), Tensor):
+            found = self.attempt(place) if factor is None else self.attempt_scaled(place, factor)
+            if not isinstance(found, Unread):
                 return place, found
             if found.kind == "torn":
                 self.torn.add(number)

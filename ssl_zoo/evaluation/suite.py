@@ -203,7 +203,7 @@ class Source:
         """Batches of the training part, from which the augmentation draws views, and plain ones of the test part."""
         source = self.parts[0].source                # with labels, which not every training image need have
         if isinstance(source, Files):
-            source.augment = augment
+            source.augment, source.scaled = augment, False   # a protocol sees the pixels as they are
         size = min(BATCH, len(source))               # and with it the learning rate
         return Loader(source, size, self.data.workers, training=True), self.parts[-1]
 

@@ -13,14 +13,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_zoo.distributed import Key
 from ssl_zoo.views import operations
 from ssl_zoo.views.crops import crop_and_resize
+from ssl_zoo.views.reduction import Reduction, Scaled, cut
 from ssl_zoo.views.specs import PRESETS, Preset, ViewSpec
-from ssl_zoo.views.tables import boxes, draw
+from ssl_zoo.views.tables import boxes, draw_rows
 
 __all__ = ["Augmentation", "Canvases", "Crops", "Key", "View", "ViewSpec"]
 
@@ -153,29 +153,34 @@ class Augmentation:
         Returns:
             For each row of the recipe a table [V, B] with the columns of `tables.COLUMNS`.
         """
-        generator = np.random.default_rng(list(key))
-        tables: list[np.ndarray] = []
-        for spec in self.views:
-            tables.append(draw(spec, sizes, generator, tables[0]["crop"][0] if tables else None))
-        return tables
+        return draw_rows(self.views, sizes, np.random.default_rng(list(key)))
 
-    def cut(self, images: Sequence[Tensor], key: Key) -> Crops:
+    def reduction(self, key: Key, images: int) -> Reduction:
+        """How far each of so many images of a batch may be reduced while they are decoded for `cut`."""
+        return Reduction(self.views, key, images)
+
+    def cut(self, images: Sequence[Tensor | Scaled], key: Key) -> Crops:
         """Cut the crops of a batch, which is a data loader worker's part of the work.
 
         Args:
-            images: uint8, [C, H, W] each, of any sizes; [1, H, W] become three channels.
+            images: uint8, [C, H, W] each, of any sizes; [1, H, W] become three channels. Some may have been reduced
+                as far as `reduction` allows.
             key: the batch. Give `__call__` the same one.
         """
-        if not images or any(image.dtype != torch.uint8 for image in images):
+        pixels = [image.pixels if isinstance(image, Scaled) else image for image in images]
+        if not images or any(each.dtype != torch.uint8 for each in pixels):
             raise ValueError("a worker cuts crops from at least one image, of uint8 pixels")
-        for image in images:
-            require_images(image[None])
-        sizes = np.array([image.shape[-2:] for image in images])
+        for each in pixels:
+            require_images(each[None])
+        sizes = np.array([image.size if isinstance(image, Scaled) else image.shape[-2:] for image in images])
         tables = self.draw(sizes, key)
-        images = [self.coloured(image[None])[0] for image in images]
-        pixels = [torch.stack([torch.stack([cut(image, entry, spec) for image, entry in zip(images, view, strict=True)])
-                               for view in table]) for spec, table in zip(self.views, tables, strict=True)]
-        return Crops(pixels, tables, sizes)
+        coloured = [self.coloured(each[None])[0] for each in pixels]
+        images = [image._replace(pixels=each) if isinstance(image, Scaled) else each
+                  for image, each in zip(images, coloured, strict=True)]
+        return Crops([torch.stack([torch.stack([cut(image, entry, spec)
+                                                for image, entry in zip(images, view, strict=True)])
+                                   for view in table]) for spec, table in zip(self.views, tables, strict=True)],
+                     tables, sizes)
 
     @torch.no_grad()
     def __call__(self, batch: Tensor | Canvases | Crops, key: Key) -> list[View]:
@@ -299,22 +304,6 @@ def require_canvases(canvases: Canvases) -> None:
 
 
 # On a CPU: a few views at a time, which stay in its cache, and each operation only on the views that it changes
-
-def cut(image: Tensor, entry: np.void, spec: ViewSpec) -> Tensor:
-    """Cut one crop [C, size, size] from one uint8 image [C, H, W], by torch's own antialiased resize.
-
-    Args:
-        image: [C, H, W] uint8.
-        entry: of a table, with the columns of `tables.COLUMNS`.
-        spec: the row of the recipe.
-    """
-    top, left, height, width = entry["crop"].astype(int)
-    flipped, vertically = entry["flips"].astype(int)
-    crop = image[None, :, top:top + height, left:left + width]
-    crop = crop.contiguous(memory_format=torch.channels_last)                         # the fast kernel's layout
-    crop = F.interpolate(crop, (spec.size, spec.size), mode=spec.interpolation, antialias=True)[0]
-    return crop.flip([-1] * flipped + [-2] * vertically) if flipped or vertically else crop
-
 
 def sparse(source: Tensor, table: np.ndarray, spec: ViewSpec) -> Tensor:
     """Make the views of one row by changing few of them at a time.

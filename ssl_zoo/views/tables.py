@@ -1,6 +1,7 @@
 """Draw the random numbers of a batch, on the host: a table with one entry for each view of each image."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,6 +25,14 @@ COLUMNS = np.dtype([("crop", "f4", 4),    # top, left, height, width: whole pixe
 def even(generator: np.random.Generator, kind: np.dtype, *shape: int) -> np.ndarray:
     """Draw uniform random numbers in [0, 1): an array of this shape with the columns of `kind`, all float32."""
     return generator.random((*shape, kind.itemsize // 4), dtype=np.float32).view(kind)[..., 0]
+
+
+def draw_rows(views: Sequence[ViewSpec], sizes: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+    """Draw the tables of all rows of a recipe, in their order, from the batch's generator."""
+    tables: list[np.ndarray] = []
+    for spec in views:
+        tables.append(draw(spec, sizes, generator, tables[0]["crop"][0] if tables else None))
+    return tables
 
 
 def draw(spec: ViewSpec, sizes: np.ndarray, generator: np.random.Generator,
