@@ -4,8 +4,9 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_encoder", "save_encoder"]
-HOMES = {"load_encoder": "ssl_zoo.checkpoints", "save_encoder": "ssl_zoo.export"}
+__all__ = ["__version__", "embed", "embed_to_file", "load_encoder", "save_encoder"]
+HOMES = {"embed": "ssl_zoo.features", "embed_to_file": "ssl_zoo.features", "load_encoder": "ssl_zoo.checkpoints",
+         "save_encoder": "ssl_zoo.export"}
 
 
 def __getattr__(name: str) -> Any:

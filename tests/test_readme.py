@@ -59,7 +59,7 @@ def test_command_works(command, folder, monkeypatch, capsys):
         run(arguments)
         assert "arXiv:2002.05709" in capsys.readouterr().out
         return
-    small = {} if arguments[0] in ("evaluate", "export", "preview", "shard") else dict(SMALL)
+    small = {} if arguments[0] in ("embed", "evaluate", "export", "preview", "shard") else dict(SMALL)
     if arguments[0] == "bench":
         small = {"--steps": "1", "--data.batch_size": "8"}
     if arguments[0] == "validate":
@@ -73,6 +73,8 @@ def test_command_works(command, folder, monkeypatch, capsys):
     sys.modules.pop("my_module", None)
     if arguments[0] == "export":
         assert printed.strip().endswith("last.safetensors")
+    elif arguments[0] == "embed":
+        assert "features.npz: 64 features of each of 20 images" in printed
     elif arguments[0] == "shard":
         assert "my_shards/train: 18 images in 1 shards of" in printed
     elif arguments[0] == "preview":

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ssl_zoo.cli.devices import device
 from ssl_zoo.cli.messages import TRUST, Options
 from ssl_zoo.evaluation import protocols
 from ssl_zoo.files import claim
@@ -95,15 +96,11 @@ def recorded_images(recorded: dict[str, Any], source: str, trusted: Sequence[str
 
 def measure(options: Namespace, about_images: Sequence[str], recorded: dict[str, Any]) -> None:
     """Run the protocols, and print the table and where the report is."""
-    import torch
-
     from ssl_zoo.checkpoints import read_encoder
     from ssl_zoo.evaluation import suite
     from ssl_zoo.evaluation.report import printed
     from ssl_zoo.evaluation.seeds import Origin
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"there is no {device} on this machine: leave --device out")
+    place = device(options.device)
     names = {name_of(given, options.encoders): given for given in options.encoders}
     found = {name: read_encoder(given, options.trust) for name, given in names.items()}
     origins = {name: Origin(Path(given), None if is_untrained(given) else own_recipe(given)[0], is_untrained(given))
@@ -116,7 +113,7 @@ def measure(options: Namespace, about_images: Sequence[str], recorded: dict[str,
     suite.require_place(options.output)
     folder = claim(options.output)
     try:
-        measured = suite.evaluate({name: encoder.to(device) for name, encoder in found.items()}, images, folder,
+        measured = suite.evaluate({name: encoder.to(place) for name, encoder in found.items()}, images, folder,
                                   protocols=options.protocols, features=options.output / "features",
                                   dense=options.dense, epochs=options.epochs, half=options.half, origins=origins)
     except BaseException:

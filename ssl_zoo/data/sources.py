@@ -149,6 +149,10 @@ class Files(Source):
         """One image, uint8 [C, H, W]; raises if it cannot be read."""
         return read_image(self.names[place], self.decoder) if self.reader is None else self.reader(place)
 
+    def title(self, place: int) -> str:
+        """What an image is called in tables; its name, but for those in shards the member's."""
+        return self.names[place]
+
     def samples(self, place: int) -> Samples | None:
         """The pixels of an image of more than 8 bits as they are stored; None for others."""
         return stored_samples(self.names[place], self.decoder)

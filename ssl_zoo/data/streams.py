@@ -186,6 +186,15 @@ class Shards(Enclosed):
         number, row = self.where(whole)
         return f"{self.shards[number].name}, image {row}"
 
+    def title(self, place: int) -> str:
+        """Shard and member; the image's number where the shard would have to be fetched to find out."""
+        number, row = self.where(self.whole(place))
+        shard = self.shards[number]
+        if not is_plain(shard.name):
+            return self.names[place]
+        offset = int(self.table(number)[row][0])
+        return name_at(self.open(number, self.scratch.local(shard)).number, shard, offset)
+
     def content(self, whole: int) -> tuple[str, bytes]:
         number, row = self.where(whole)
         shard = self.shards[number]

@@ -1,0 +1,29 @@
+"""The command embed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ssl_zoo.cli.devices import IMAGES, add_options, encoder_on_device, require_options
+from ssl_zoo.cli.messages import Options
+
+
+def embed(arguments: Sequence[str]) -> None:
+    """Write the features of images, with their names, as .parquet, .npz or .csv.
+
+    Nothing that exists is replaced; a call that was ended is gone on with by the same command.
+    """
+    parser = Options("embed", embed.__doc__)
+    parser.add_argument("encoder", metavar="ENCODER", help="an exported encoder (.safetensors), a checkpoint (.ckpt), "
+                        "or a model of torchvision or timm with weights, as in resnet50=resnet50.pth")
+    parser.add_argument("images", metavar="IMAGES", help=IMAGES)
+    parser.add_argument("--output", type=Path, required=True, help="file to write; its ending says how")
+    add_options(parser)
+    options = parser.parse_args(arguments)
+    require_options(options)
+    from ssl_zoo.features import embed_to_file, require_new
+    require_new(options.output)
+    found = embed_to_file(encoder_on_device(options), options.images, options.output, size=options.size,
+                          workers=options.workers)
+    missing = found.given - found.images
+    print(f"{found.path}: {found.features:,} features of each of {found.images:,} images"
+          + f"; {missing:,} of {found.given:,} could not be read" * (missing > 0))
