@@ -12,6 +12,8 @@ HELP = """usage: ssl-zoo COMMAND ...
   preview   a picture of a recipe's views:   ssl-zoo preview --config cifar10/simclr
   bench     what limits a recipe here:       ssl-zoo bench --config cifar10/simclr
   embed     the features of images in a file: ssl-zoo embed ENCODER my_images --output features.parquet
+  similar   the images nearest to one:       ssl-zoo similar ENCODER QUERY --among my_images
+  duplicates groups of near duplicates:      ssl-zoo duplicates ENCODER my_images
   export    the encoder of a checkpoint:     ssl-zoo export CHECKPOINT
   shard     images as WebDataset's tar files: ssl-zoo shard my_images my_shards
   check     a method of your own:            ssl-zoo check my_module.Align

@@ -59,7 +59,8 @@ def test_command_works(command, folder, monkeypatch, capsys):
         run(arguments)
         assert "arXiv:2002.05709" in capsys.readouterr().out
         return
-    small = {} if arguments[0] in ("embed", "evaluate", "export", "preview", "shard") else dict(SMALL)
+    small = {} if arguments[0] in (
+        "duplicates", "embed", "evaluate", "export", "preview", "shard", "similar") else dict(SMALL)
     if arguments[0] == "bench":
         small = {"--steps": "1", "--data.batch_size": "8"}
     if arguments[0] == "validate":
@@ -75,6 +76,8 @@ def test_command_works(command, folder, monkeypatch, capsys):
         assert printed.strip().endswith("last.safetensors")
     elif arguments[0] == "embed":
         assert "features.npz: 64 features of each of 20 images" in printed
+    elif arguments[0] in ("duplicates", "similar"):
+        assert re.search(f"  [01][.][0-9]{{4}}  my_images/cat/[0-9].jpg(.|\n)*{arguments[0]}.png\n$", printed)
     elif arguments[0] == "shard":
         assert "my_shards/train: 18 images in 1 shards of" in printed
     elif arguments[0] == "preview":

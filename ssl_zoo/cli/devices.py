@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from ssl_zoo.cli.messages import TRUST, Options
+from ssl_zoo.files import free
 from ssl_zoo.paths import check_encoder
 
+ENCODER = ("an exported encoder (.safetensors), a checkpoint (.ckpt), or a model of torchvision or timm with weights, "
+           "as in resnet50=resnet50.pth")
 IMAGES = ("a folder, with all below it; an image; a pattern in quotation marks, as in 'my_images/**/*.jpg'; a text "
           "file with a path in each line; or shards: a folder, a .tar, an index")
 
@@ -47,3 +50,11 @@ def device(wanted: str | None) -> str:
 def reuse(parser: Options) -> None:
     parser.add_argument("--features", type=Path, default=Path("evaluation/features"), help="folder that keeps the "
                         "features, which a second call reuses")
+
+
+def save(picture: Any, path: Path) -> None:
+    """Write a picture under the first free name, and print it."""
+    path = free(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    print(path)

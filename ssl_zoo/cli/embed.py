@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssl_zoo.cli.devices import IMAGES, add_options, encoder_on_device, require_options
+from ssl_zoo.cli.devices import ENCODER, IMAGES, add_options, encoder_on_device, require_options
 from ssl_zoo.cli.messages import Options
 
 
@@ -13,8 +13,7 @@ def embed(arguments: Sequence[str]) -> None:
     Nothing that exists is replaced; a call that was ended is gone on with by the same command.
     """
     parser = Options("embed", embed.__doc__)
-    parser.add_argument("encoder", metavar="ENCODER", help="an exported encoder (.safetensors), a checkpoint (.ckpt), "
-                        "or a model of torchvision or timm with weights, as in resnet50=resnet50.pth")
+    parser.add_argument("encoder", metavar="ENCODER", help=ENCODER)
     parser.add_argument("images", metavar="IMAGES", help=IMAGES)
     parser.add_argument("--output", type=Path, required=True, help="file to write; its ending says how")
     add_options(parser)
