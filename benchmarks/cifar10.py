@@ -11,6 +11,7 @@ figures are a little below the published ones.
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -71,9 +72,13 @@ def asked(doc: str | None, epochs: int, every: int) -> tuple[list[str], list[str
     parser.add_argument("recipes", nargs="*", metavar="RECIPE")
     parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--every", type=int, default=every, help="epochs between evaluations")
-    options, extra = parser.parse_known_args()
+    words = sys.argv[1:]
+    dashes = words.index("--") if "--" in words else len(words)   # argparse would take what follows for recipes
+    options, unknown = parser.parse_known_args(words[:dashes])
+    if unknown:
+        parser.error(f"{' '.join([*options.recipes, *unknown])}: put options of ssl-zoo fit after --")
     return options.recipes, ["--trainer.max_epochs", str(options.epochs), "--trainer.check_val_every_n_epoch",
-                             str(options.every), *(word for word in extra if word != "--")]
+                             str(options.every), *words[dashes + 1:]]
 
 
 if __name__ == "__main__":
