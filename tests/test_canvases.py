@@ -317,7 +317,7 @@ def test_workers_and_a_resume_change_no_batch(training, root, cache):
     seen = [next(epoch) for _ in range(3)]
     resumed = Loader(kept(root, cache).train, 2, 1, training=training)
     resumed.load_state_dict(loader.state_dict())
-    assert same(seen + list(resumed), whole)
+    assert same(seen * training + list(resumed), whole)          # an evaluation starts again
 
 
 @pytest.mark.parametrize("evaluation_size", [8, 30])

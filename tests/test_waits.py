@@ -25,6 +25,7 @@ from tests.test_contract import CASES
 
 FILE = Path(__file__).parent / "golden/operations.txt"
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique", "unique")
+LOOKS = {"InterCLR, clustered at once": ("clusters.py",)}      # whose clusters the tests mend after every step, not 10
 STEPS, WITHIN = 6, 4       # of two epochs; the step whose operations are counted, within an epoch
 
 
@@ -91,7 +92,7 @@ def recorded():
 def test_a_step_waits_for_nothing_and_asks_for_no_more_operations_than_recorded(name, monkeypatch):
     monkeypatch.setattr(SampleTable, "require_places", lambda table, index: None)     # looks at the CPU's index alone
     step = steps(CASES[name])[WITHIN]
-    assert not step.waits
+    assert not [wait for wait in step.waits if not any(file in wait for file in LOOKS.get(name, ()))]
     assert name in recorded(), "record the operations of a new method: python -m tests.test_waits"
     assert step.count <= recorded()[name], "a step has more operations: if it must, python -m tests.test_waits"
 
