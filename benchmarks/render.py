@@ -78,13 +78,16 @@ def rewritten(text: str, said: str) -> str:
 
 
 def readme() -> str:
-    """The README with what the quickstart prints, with each method's gain, and with what runs survive.
+    """The README with what the quickstart prints, with each method's gain, and with what checkpoints cost and
+    runs survive.
 
     Without the line on the highest epochs, which are no result.
     """
     shown = [f"    {line}\n" for line in figures("quickstart")["table"] if not line.startswith("highest")]
     text = re.sub(r"(?m)(?<=prints what it found and where it is:\n\n)(    .*\n)+", lambda _: "".join(shown),
                   README.read_text(), count=1)
+    share = figures("checkpoints")["a run"]["share"]
+    text = re.sub(r"which takes [\d.]+ % of", f"which takes {percent(share)} of", text)
     found = gains()
     text = with_rows(text, METHODS, lambda rows: [f"{row.rpartition(' | ')[0]} | {gain(row, found)} |" for row in rows])
     return with_rows(text, SURVIVED, lambda rows: survived(figures("survive")["trials"]))
