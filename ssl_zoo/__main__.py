@@ -6,14 +6,15 @@ from importlib import import_module
 HELP = """usage: ssl-zoo COMMAND ...
 
   recipes   list what there is to run:       ssl-zoo recipes
-  fit       pretrain by a recipe:            ssl-zoo fit --config cifar10/simclr
+  fit       pretrain on a folder of images:  ssl-zoo fit my_images
+            or by a recipe:                  ssl-zoo fit --config cifar10/simclr
   evaluate  measure and compare encoders:    ssl-zoo evaluate runs/quickstart/version_0/encoder.safetensors
   validate  evaluate a checkpoint:           ssl-zoo validate --config CONFIG --ckpt_path CHECKPOINT
   preview   a picture of a recipe's views:   ssl-zoo preview --config cifar10/simclr
   bench     what limits a recipe here:       ssl-zoo bench --config cifar10/simclr
-  embed     the features of images in a file: ssl-zoo embed ENCODER my_images --output features.parquet
+  embed     the features of images, a file:  ssl-zoo embed ENCODER my_images --output features.parquet
   similar   the images nearest to one:       ssl-zoo similar ENCODER QUERY --among my_images
-  duplicates groups of near duplicates:      ssl-zoo duplicates ENCODER my_images
+  duplicates  groups of near duplicates:     ssl-zoo duplicates ENCODER my_images
   export    the encoder of a checkpoint:     ssl-zoo export CHECKPOINT
   shard     images as WebDataset's tar files: ssl-zoo shard my_images my_shards
   check     a method of your own:            ssl-zoo check my_module.Align

@@ -18,6 +18,7 @@ DEBUG = "SSL_ZOO_DEBUG"   # set it to see whole tracebacks
 LIGHT = ("bench", "check", "duplicates", "embed", "evaluate", "export", "preview", "recipes", "shard",
          "similar")                                             # in files of their names
 NAMED = ("last", "best", "hpc")                                 # checkpoints that are looked for
+METHOD = {"--method"}                                           # of fit, for a folder alone
 LIGHTNINGS = ("fit", "validate")                                # of Lightning's command line
 
 
@@ -40,6 +41,9 @@ def dispatch(command: str, arguments: list[str]) -> None:
     if command in LIGHT:
         getattr(import_module(f"ssl_zoo.cli.{command}"), command)(arguments)
     elif command in LIGHTNINGS:
+        if command == "fit" and (arguments and not arguments[0].startswith("-") or METHOD & {
+                word.partition("=")[0] for word in arguments}):
+            arguments = import_module("ssl_zoo.cli.choose").with_recipe(arguments)
         found = re.search("(?:^|\n)--ckpt_path[=\n]([^\n]+)", "\n".join(arguments))
         if found and found[1] not in NAMED:
             check_whole(Path(found[1]))
