@@ -371,6 +371,8 @@ def said_lightly(arguments, folder):
     (["--help"], "ssl-zoo fit --config"), (["--version"], "ssl_zoo 0."),
     (["evaluate", "--help"], "--protocols NAME"), (["export", "--help"], "--trust CLASS"),
     (["preview", "--help"], "those of ssl-zoo fit"), (["recipes", "--help"], "List the recipes"),
+    (["embed", "--help"], "--output OUTPUT"), (["similar", "--help"], "--among IMAGES"),
+    (["duplicates", "--help"], "--threshold THRESHOLD"),
     (["recipes", "quickstart"], "Expected"),
 ])
 def test_help_imports_nothing_heavy(arguments, said, tmp_path):
@@ -402,6 +404,11 @@ def test_help_imports_nothing_heavy(arguments, said, tmp_path):
     (["recipes", "--filtre"], "ssl-zoo recipes has no option --filtre"),
     (["check", "SimCLR", "--checks", "gradient"], "there is no check gradient; did you mean gradients?"),
     (["fit", "--config", "cifar10/simlcr"], "there is no recipe cifar10/simlcr; did you mean cifar10/simclr?"),
+    (["fit", "nowhere", "--method", "MoCo"], "there is no folder nowhere of images: give one, or a recipe"),
+    (["embed", "nowhere/encoder.safetensors", "x", "--output", "y.npz"], "there is no encoder nowhere/encoder"),
+    (["embed", "resnet18", "x"], "the following arguments are required: --output"),
+    (["similar", "resnet18", "x", "--amnog", "y"], "ssl-zoo similar has no option --amnog; did you mean --among?"),
+    (["duplicates", "resnet18", "x", "--threshold", "0"], "--threshold is a cosine above 0 and at most 1, not 0"),
     (["fit", "--ckpt_path", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
     (["validate", "--ckpt_path=nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
 ])

@@ -122,6 +122,18 @@ def test_a_call_that_was_ended_goes_on_and_takes_nothing_twice(folder, encoder, 
     torch.testing.assert_close(x, expected(encoder))
 
 
+def test_ctrl_c_says_that_the_same_command_goes_on(folder, encoder, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    save_encoder(encoder, folder / "encoder.safetensors")
+    monkeypatch.setattr(features, "encoded", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        run(["embed", "encoder.safetensors", "my_images", "--output", "out.npz", "--size", "16", "--workers", "0"])
+    assert ended.value.code == 130
+    assert "ended: the same command goes on with out.npz.parts" in capsys.readouterr().err
+
+
 def test_parts_of_another_encoder_are_not_mixed_in(folder, encoder):
     features.take(encoder, features.images_in("my_images", encoder), folder / "out.npz.parts", 0)
     other = NarrowResNet(4, 2)

@@ -90,7 +90,8 @@ def no_folder(given: str) -> str:
 
 def recipe_of(method: str) -> tuple[str, dict[str, Any]]:
     """The name and the content of the shipped recipe for folders of a method, by the name of either."""
-    found, kinds = {}, {}
+    found: dict[str, dict[str, Any]] = {}
+    kinds: dict[str, str] = {}
     for name in (name.removeprefix("folder/") for name in shipped() if name.startswith("folder/")):
         found[name] = plain_yaml(Path(path_of(f"folder/{name}")))
         kinds.setdefault(found[name]["model"]["class_path"].lower(), name)   # simclr, and not simclr_genview

@@ -1,5 +1,6 @@
 """The command embed."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +22,12 @@ def embed(arguments: Sequence[str]) -> None:
     require_options(options)
     from ssl_zoo.features import embed_to_file, require_new
     require_new(options.output)
-    found = embed_to_file(encoder_on_device(options), options.images, options.output, size=options.size,
-                          workers=options.workers)
+    encoder = encoder_on_device(options)
+    try:
+        found = embed_to_file(encoder, options.images, options.output, size=options.size, workers=options.workers)
+    except KeyboardInterrupt:
+        print(f"ended: the same command goes on with {options.output}.parts", file=sys.stderr)
+        raise
     missing = found.given - found.images
     print(f"{found.path}: {found.features:,} features of each of {found.images:,} images"
           + f"; {missing:,} of {found.given:,} could not be read" * (missing > 0))
