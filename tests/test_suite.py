@@ -23,7 +23,7 @@ from ssl_zoo.evaluation.score import Score, number
 from ssl_zoo.export import save_encoder
 from ssl_zoo.paths import own_data
 
-QUICK = [name for name in names() if find(name).quick]
+QUICK = [name for name in names() if find(name).quick and find(name).unasked]
 PROTOCOLS = list(map(find, names()))
 
 

@@ -46,7 +46,8 @@ def parser() -> Options:
                         "second call reuses, and of the reports, each in a folder of its own")
     parser.add_argument("--protocols", nargs="+", metavar="NAME", help="what to measure: "
                         f"{', '.join(protocols.names())}, or the class path of a protocol of your own; all that take "
-                        "seconds where left out, but not those that train on images, for long")
+                        "seconds where left out, but not linear_lbfgs, which is for runs, nor those that train on "
+                        "images, for long")
     parser.add_argument("--dense", type=Path, help="folder in Pascal VOC's layout, for a linear probe on feature maps")
     parser.add_argument("--epochs", type=int, help="of linear_simclr and finetune_simclr, instead of their own")
     parser.add_argument("--half", action="store_true", help="keep the features in float16")

@@ -54,7 +54,8 @@ class Protocol(ABC):
 
     name: str
     quantities: Mapping[str, Quantity]   # by the name of a score, or by what the names of several start with
-    quick = True            # takes seconds: runs may measure it, and ssl-zoo evaluate does so unasked
+    quick = True            # takes seconds: runs may measure it
+    unasked = True          # ssl-zoo evaluate measures it without being told to, if it is quick
     needs_labels = True     # of all images, and a test part
     sharded = False         # `measure` takes this process's share of the images, and finds the same on every process
     takes_half = False      # `measure` takes float16 features as they are; to the others they come in float32

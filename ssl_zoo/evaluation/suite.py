@@ -99,7 +99,7 @@ def require_place(folder: Path) -> None:
 def choose(protocols: Sequence[str | Protocol] | None, dense: Path | None) -> list[Protocol]:
     """The protocols to measure; a folder of masks asks for linear_dense."""
     if protocols is None:
-        chosen = [found for found in map(find, names()) if found.quick]
+        chosen = [found for found in map(find, names()) if found.quick and found.unasked]
     else:
         chosen = [find(one) if isinstance(one, str) else one for one in protocols]
     if dense is not None:
