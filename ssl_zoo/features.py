@@ -125,7 +125,11 @@ def encoded(encoder: Encoder, batches: Iterator[Any]) -> Features | None:
     """The features of plain batches, None where all their files are damaged."""
     readable = (batch for batch in batches if len(batch[0]))
     first = next(readable, None)
-    return None if first is None else extract(encoder, chain([first], readable))
+    try:
+        return None if first is None else extract(encoder, chain([first], readable))
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"{BATCH} images of this size do not fit into the memory of {encoder.mean.device}: give a "
+                         "smaller --size, or --device cpu") from error
 
 
 def names_of(source: Files, places: Tensor) -> list[str]:

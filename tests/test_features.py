@@ -183,6 +183,15 @@ def test_a_parquet_file_without_pyarrow_is_refused_before_anything_is_encoded(fo
         features.embed_to_file(encoder, "my_images", "out.parquet", workers=0)
 
 
+def test_where_memory_ends_the_way_out_is_one_that_the_command_has(folder, encoder, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(features, "extract", full)
+    with pytest.raises(ValueError, match="256 images of this size do not fit into the memory of cpu: give a smaller"):
+        features.embed(encoder, "my_images", workers=0)
+
+
 def test_an_encoder_that_does_not_know_its_size_asks_for_it(folder):
     with pytest.raises(ValueError, match="does not know the size of its images: give --size"):
         ssl_zoo.embed(NarrowResNet(4, 2), "my_images")
