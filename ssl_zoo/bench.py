@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_zoo.evaluation.charts import COLOURS, blank
 from ssl_zoo.evaluation.charts import picture as drawn
+from ssl_zoo.saving import stepped
 
 WARM = 3       # steps before anything is measured: caches, autotuning, compilation
 SECTIONS = {
@@ -35,7 +36,7 @@ class Found(NamedTuple):
 
     seconds: dict[str, float]         # by section
     step: float                       # of a whole step, nothing in it measured apart
-    batch: int                        # images on this process
+    batch: int                        # images of a step on this process
     loader_rate: float                # of the loader alone
     workers: int
     evaluation_rate: float | None     # of encoding images to evaluate; None where there are none
@@ -127,6 +128,8 @@ class Stopwatch(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
                              batch_idx: int) -> None:
         step = trainer.global_step
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
         if step == WARM - 1:
             self.operations.__enter__()
         elif step == WARM:
@@ -137,6 +140,8 @@ class Stopwatch(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:
+        if not stepped(trainer, batch_idx):
+            return
         if trainer.global_step == WARM:
             self.operations.__exit__(None, None, None)
         if trainer.global_step == self.all_steps:
@@ -167,16 +172,18 @@ def measure(cli: Any, steps: int) -> Found:
     trainer.callbacks.append(watch)
     trainer.fit(method, datamodule=data)
     operations = watch.operations.get_total_flops()
-    return Found(watch.seconds(), watch.step, watch.batch, loader_rate(trainer, watch.batch, steps),
-                 getattr(data, "workers", 0), evaluation_rate(method, data, device),
-                 operations / watch.step if operations else None, peak(device, trainer.precision), str(device),
-                 trainer.precision, bool(getattr(method.augment, "compile", False)))
+    return Found(
+        seconds=watch.seconds(), step=watch.step, batch=watch.batch * trainer.accumulate_grad_batches,
+        loader_rate=loader_rate(trainer, watch.batch, steps), workers=getattr(data, "workers", 0),
+        evaluation_rate=evaluation_rate(method, data, device),
+        arithmetic=operations / watch.step if operations else None, peak=peak(device, trainer.precision),
+        device=str(device), precision=trainer.precision, compiled=bool(getattr(method.augment, "compile", False)))
 
 
 def loader_rate(trainer: pl.Trainer, batch: int, steps: int) -> float:
     """Images a second from the training loader, when nothing else is done."""
     loader: Any = trainer.train_dataloader
-    ahead = getattr(loader, "num_workers", 0) * (getattr(loader, "prefetch_factor", None) or 0)
+    ahead = 2 * getattr(loader, "workers", getattr(loader, "num_workers", 0))
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     for _ in range(ahead + 1):                         # what the workers had made before anyone asked
         next(batches)

@@ -53,8 +53,13 @@ class Settings(NamedTuple):
         changed = {name: (now, then) for name, now, then in zip(self._fields, self, before, strict=True) if now != then}
         if changed.keys() & {"images", "batch", "processes"}:
             changed.pop("batches", None)     # follows from these
-        return [f"{WORDS.get(name, name)} {now:g} instead of {then:g}" for name, (now, then) in changed.items()
-                if None not in (now, then)]
+        return [f"{WORDS.get(name, name)} {whole(now)} instead of {whole(then)}"
+                for name, (now, then) in changed.items() if now is not None and then is not None]
+
+
+def whole(number: float) -> str:
+    """All digits of a count; six of other numbers."""
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
 
 
 class Course:

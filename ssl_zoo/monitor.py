@@ -66,7 +66,7 @@ class Progress(pl.callbacks.ProgressBar):
                            batch_idx: int) -> None:
         if self.bar is not None and self.bar.update():   # true when it was drawn: only then are the numbers read
             numbers = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name != "v_num"}
-            self.bar.set_postfix({"loss": outputs["loss"].item()} | numbers, refresh=False)
+            self.bar.set_postfix({"loss": loss_of(outputs, trainer).item()} | numbers, refresh=False)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -192,7 +192,7 @@ class FiniteRun(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch,
                            batch_idx: int) -> None:
         number = trainer.global_step + (not stepped(trainer, batch_idx))
-        self.seen.append(Step(number, batch.index, outputs["loss"].detach(), largest(self.weights)))
+        self.seen.append(Step(number, batch.index, loss_of(outputs, trainer), largest(self.weights)))
         if due(trainer) or trainer.world_size == 1 and batch.index.device.type == "cpu":
             self.require_finite(trainer)
 
@@ -229,6 +229,11 @@ class FiniteRun(pl.Callback):
         raise ValueError(f"{what} ({said(images, number, trainer)}): {MEND}; {last_good(trainer)}")
 
 
+def loss_of(outputs: Any, trainer: pl.Trainer) -> Tensor:
+    """The loss of a batch, which Lightning has divided by the number of batches that accumulate."""
+    return outputs["loss"].detach() * trainer.accumulate_grad_batches
+
+
 MEND = "try a lower learning rate, more warm-up or trainer.gradient_clip_val"
 
 
@@ -255,7 +260,7 @@ class LossSpikes(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch,
                            batch_idx: int) -> None:
         number = trainer.global_step + (not stepped(trainer, batch_idx))
-        self.seen.append((number, batch.index, outputs["loss"].detach()))
+        self.seen.append((number, batch.index, loss_of(outputs, trainer)))
         if not due(trainer):
             return
         seen, self.seen = self.seen, []

@@ -192,6 +192,15 @@ def test_groco_sorts_large_views_of_the_image_above_the_nearest_images_of_the_sa
     require_equal(method, batch, sum(terms) / len(terms))
 
 
+def test_the_only_global_view_of_groco_has_no_positive_and_is_one_for_the_others():
+    method, batch = example(GroCo, *MULTI_CROP, **WIDTHS, negatives=3)
+    of_two = method.training_loss(batch)
+    method.positives = method.positives[:1]
+    of_one = method.training_loss(batch)
+    assert of_one.isfinite()
+    assert not torch.isclose(of_one, of_two)
+
+
 def test_grocos_head_is_the_papers():
     method = small(GroCo)
     assert [tuple(m.weight.shape) for m in method.projector if isinstance(m, torch.nn.Linear)] == [

@@ -86,6 +86,18 @@ def test_the_command_measures_a_recipe_and_leaves_nothing_but_what_was_asked_for
     assert {file.name for file in tmp_path.iterdir()} == {"images.npz", "recipe.yaml", "bench.json", "bench.png"}
 
 
+def test_a_step_of_accumulated_batches_has_the_images_of_all_of_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_images("images.npz")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    command(["--config", "recipe.yaml", "--steps", "3", "--json", "bench.json",
+             "--trainer.accumulate_grad_batches", "2"])
+    figures = json.loads((tmp_path / "bench.json").read_text())
+    assert figures["batch"] == 16
+    # a step is measured once whole and once in sections, and neither is a batch of it
+    assert 0.2 < figures["step"] / sum(figures["seconds"].values()) < 5
+
+
 def test_no_step_is_one_sentence():
     with pytest.raises(ValueError, match="a measurement is of at least 1 step, not 0"):
         command(["--steps", "0"])

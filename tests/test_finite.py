@@ -47,6 +47,18 @@ def run(folder, arrays, *callbacks, **options):
     return running
 
 
+def test_the_loss_that_is_watched_is_the_one_that_is_logged_where_batches_accumulate(tmp_path, arrays):
+    """Lightning divides what callbacks see by the number of batches."""
+    watch, logged = LossSpikes(steps=2), []
+
+    class Logged(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            logged.append(trainer.callback_metrics["loss"].item())
+
+    run(tmp_path, arrays, Logged(), watch, accumulate_grad_batches=2, log_every_n_steps=1000)
+    assert [loss.item() for *_, loss in watch.seen] == pytest.approx(logged)
+
+
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("shape", [(1,), (2, 7), ()])
 def test_one_value_among_many_tensors_is_found_and_named(value, shape):

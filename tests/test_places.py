@@ -11,7 +11,7 @@ import torch
 import yaml
 from pytorch_lightning.loggers import Logger
 
-from ssl_zoo.cli import run
+from ssl_zoo.cli import places, run
 from tests.test_cli import fit, keep, refusal
 
 
@@ -207,3 +207,9 @@ def test_the_step_that_is_named_is_the_step_and_its_images_are_listed(recipe):
     assert torch.load("runs/recipe/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 7
     assert not list(Path("runs").rglob("images_of_step*"))   # the sentence has all eight
     assert len(json.loads("[" + said.partition("its images are ")[2].partition(")")[0] + "]")) == 8
+
+
+def test_all_processes_look_for_earlier_runs_in_the_same_folder(tmp_path, monkeypatch):
+    first = places.default(tmp_path / "recipe", False)
+    monkeypatch.setattr(places.rank_zero_only, "rank", 1)
+    assert Path(places.default(tmp_path / "recipe", False)).parent == Path(first).parent == tmp_path / "recipe"

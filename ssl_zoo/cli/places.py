@@ -27,7 +27,8 @@ def default(place: Path, logger: Any) -> str | None:
     """
     first = logger[0] if isinstance(logger, list) and logger else logger
     if first is False or isinstance(first, Logger) and getattr(type(first), "log_dir", None) is Logger.log_dir:
-        return str(place if getattr(rank_zero_only, "rank", 0) else claim(place))
+        # the other processes write nothing, and look for earlier runs in the same place
+        return str(place / "version_0" if getattr(rank_zero_only, "rank", 0) else claim(place))
     return str(place / f"slurm_{job}") if (job := slurm_job()) else None
 
 

@@ -1,4 +1,4 @@
-"""Weights of pairs by the quality of their views, for every method that compares two views of an image.
+"""Weights of pairs by the quality of their views, for SimCLR, MoCo, MoCo v3, BYOL and SimSiam.
 
 Li et al., ECCV 2024, arXiv:2403.12003 (GenView). Its other half, views that a diffusion model makes, is not here.
 """

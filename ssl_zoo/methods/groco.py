@@ -44,6 +44,8 @@ class GroCo(Method):
         losses = []
         for v, anchor in enumerate(z):
             positive = [(anchor * z[g].detach()).sum(1) for g in self.positives if g != v]
+            if not positive:                                                             # the only global view
+                continue
             negative = key_similarities(anchor, anchor)[1]                               # of the same view: [B, N]
             losses.append(group_order(torch.stack(positive, 1), negative, self.negatives, self.steepness))
         return torch.stack(losses).mean()
