@@ -1,10 +1,12 @@
 """Data modules over shards and tables: what a folder of shards means, what is fetched, and runs on them."""
 
+import fcntl
 import functools
 import io
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
 import warnings
@@ -258,6 +260,26 @@ def test_a_checksum_is_compared(tmp_path):
     source = Shards([Shard(f"pipe:cat {path}", 4, None, 1234)], None, 8, 1, Scratch())
     with pytest.raises(OSError, match="its checksum is not that of its index"):
         list(Loader(source, 2, training=True))
+
+
+def test_a_worker_that_is_forked_while_a_shard_is_fetched_keeps_nobody_waiting(tmp_path, monkeypatch):
+    path, = write_shards(tmp_path, [4])
+    scratch, shard, fetch, workers = Scratch(), Shard(f"pipe:cat {path}", 4), fetching.fetch, []
+
+    def forked(shard, path):
+        workers.append(os.fork())
+        if not workers[-1]:
+            signal.pause()
+        return fetch(shard, path)
+
+    monkeypatch.setattr(fetching, "fetch", forked)
+    try:
+        local = scratch.local(shard)
+        with open(local.with_suffix(".lock"), "r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)      # raises BlockingIOError while the worker has it
+    finally:
+        os.kill(workers[0], signal.SIGKILL)
+        os.waitpid(workers[0], 0)
 
 
 def test_an_address_that_nobody_opens_names_the_way_out(tmp_path):

@@ -80,6 +80,7 @@ class Scratch:
         except OSError as error:
             raise OSError(f"there is no room for shards in {tempfile.gettempdir()} ({error.strerror}): set TMPDIR to "
                           "another folder") from error
+        self.fetched: dict[str, int] = {}       # bytes of the shards that this process fetched, as they came
         fcntl.flock(self.lock, fcntl.LOCK_SH)   # as long as this process or one of its workers lives
         self.end = weakref.finalize(self, remove, self.folder, os.getpid())
 
@@ -95,8 +96,11 @@ class Scratch:
         if not path.exists():
             with open(path.with_suffix(".lock"), "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)   # one process fetches, the others wait for it
-                if not path.exists():
-                    fetch(shard, path)
+                try:
+                    if not path.exists():
+                        self.fetched[shard.name] = fetch(shard, path)
+                finally:
+                    fcntl.flock(lock, fcntl.LOCK_UN)   # closing alone leaves it to a worker forked meanwhile
         return path
 
     def path(self, shard: Shard, suffix: str) -> Path:
@@ -135,14 +139,18 @@ def remove(folder: Path, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def fetch(shard: Shard, path: Path) -> None:
-    """Copy a shard to `path`, unpacked; ask again where it fails or is not what the index says."""
+def fetch(shard: Shard, path: Path) -> int:
+    """Copy a shard to `path`, unpacked; ask again where it fails or is not what the index says.
+
+    Returns:
+        Its bytes before they were unpacked, which an index has.
+    """
     for pause in (*PAUSES, None):
         half = path.with_suffix(f".{os.getpid()}.half")
         try:
-            copy(shard, half)
+            count = copy(shard, half)
             half.replace(path)
-            return
+            return count
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             if getattr(error, "errno", None) == 28:
                 raise OSError(f"there is no room for {shard.name} in {path.parent}: set TMPDIR to a folder with room "
@@ -153,9 +161,10 @@ def fetch(shard: Shard, path: Path) -> None:
             time.sleep(pause)
         finally:
             half.unlink(missing_ok=True)
+    raise AssertionError("the last try returns or raises")
 
 
-def copy(shard: Shard, half: Path) -> None:
+def copy(shard: Shard, half: Path) -> int:
     checksum, count, first = 0, 0, b""
     with open_address(shard.name) as source, open(half, "wb") as file:
         while piece := source.read(PIECE):
@@ -175,6 +184,7 @@ def copy(shard: Shard, half: Path) -> None:
                 shutil.copyfileobj(source, file, PIECE)
         finally:
             packed.unlink()
+    return count
 
 
 def reason(error: BaseException) -> str:
