@@ -1,5 +1,6 @@
 """ssl-zoo shard: what it writes, how it goes on, and what it refuses."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -286,3 +287,17 @@ def test_shards_of_others_are_counted_into_an_index(folder, capsys):
         assert torch.equal(data.train.read(13), whole.read(13))
         assert len(data.test) == 6
     assert json.loads(Path("counts.json").read_text())["shards"][0]["name"] == "out/train/000000.tar"
+
+
+def test_the_bytes_in_an_index_of_packed_shards_are_those_that_are_fetched(folder):
+    shard("images", "out")
+    packed = Path("a.tar.gz")
+    packed.write_bytes(gzip.compress(Path("out/train/000000.tar").read_bytes()))
+    for name in (f"pipe:cat {packed}", f"pipe:gunzip -c {packed}", str(packed), "out/train/000000.tar"):
+        shard(name, "counts.json")
+        one, = json.loads(Path("counts.json").read_text())["shards"]
+        wanted = Path("out/train/000000.tar") if "gunzip" in name or "out" in name else packed
+        assert one["bytes"] == wanted.stat().st_size
+        train = ready(ImageShards("counts.json", test="out/val", workers=0)).train
+        assert torch.equal(train.read(3), ready(ImageShards("out", workers=0)).train.read(3))
+        Path("counts.json").unlink()

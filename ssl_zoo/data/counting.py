@@ -100,7 +100,7 @@ def index_of(name: str | Sequence[str], scratch: Scratch, image: str | None, wor
 
 
 class Contents:
-    """What is in each shard and its bytes, or in a sentence why it is not known."""
+    """What is in each shard and its bytes, packed where it is, or in a sentence why it is not known."""
 
     def __init__(self, names: Sequence[str], scratch: Scratch, image: str | None):
         self.names, self.scratch, self.image = names, scratch, image
@@ -109,8 +109,8 @@ class Contents:
         shard = Shard(self.names[i], 0)
         try:
             path = self.scratch.local(shard)
-            packed = not (is_plain(shard.name) or is_address(shard.name))
-            return pictures(path, self.image), None if packed else path.stat().st_size
+            size = path.stat().st_size if is_plain(shard.name) else self.scratch.fetched.get(shard.name)
+            return pictures(path, self.image), size
         except (OSError, ValueError) as error:
             return str(error).replace(str(self.scratch.path(shard, ".tar")), shard.name)
         finally:
