@@ -78,8 +78,8 @@ def rewritten(text: str, said: str) -> str:
 
 
 def readme() -> str:
-    """The README with what the quickstart prints, with each method's gain, and with what checkpoints cost and
-    runs survive.
+    """The README with what the quickstart prints, with each method's gain, what checkpoints cost, what runs
+    survive, and how fast images are read.
 
     Without the line on the highest epochs, which are no result.
     """
@@ -88,6 +88,10 @@ def readme() -> str:
                   README.read_text(), count=1)
     share = figures("checkpoints")["a run"]["share"]
     text = re.sub(r"which takes [\d.]+ % of", f"which takes {percent(share)} of", text)
+    rates = [f"{one['images_per_core_second']:.0f} {where}" for one, where in zip(
+        map(figures("streams")["sources"].get, ("folder", "shards", "Parquet")),
+        ("images a second from a folder", "from shards", "from Parquet"), strict=True)]
+    text = re.sub(r"One core hands out .*?:", f"One core hands out {rates[0]}, {rates[1]} and {rates[2]}:", text)
     found = gains()
     text = with_rows(text, METHODS, lambda rows: [f"{row.rpartition(' | ')[0]} | {gain(row, found)} |" for row in rows])
     return with_rows(text, SURVIVED, lambda rows: survived(figures("survive")["trials"]))
