@@ -34,7 +34,8 @@ class SafeStop(pl.Callback):
 
     Where a signal reaches one of several processes, all stop at the same batch. Before the first batch, and in an
     evaluation, before which `LastCheckpoint` has saved, the run stops at once; a second Ctrl-C always does. Where
-    Lightning requeues a job of SLURM at a signal, it does so when the batch is done.
+    Lightning requeues a job of SLURM at a signal, it does so when the batch is done, of training or of an evaluation;
+    before the first one the job is not stopped at once, since nothing would start it again.
     """
 
     def __init__(self) -> None:
@@ -42,6 +43,7 @@ class SafeStop(pl.Callback):
         self.begun = False                       # there is something to save
         self.saved = False                       # all of it is
         self.requeue: dict[int, Any] = {}        # Lightning's handlers of a scheduler's signals
+        self.shared: list[float] = []            # batches of each part of an evaluation that every process has
         self.group: Any = None
         self.process = os.getpid()
 
@@ -62,7 +64,7 @@ class SafeStop(pl.Callback):
         if os.getpid() != self.process or self.signum and signum != signal.SIGINT:
             return   # a worker loads the batch at hand; a scheduler asks more than once
         again, self.signum = bool(self.signum), self.signum or signum
-        if again or self.saved or not self.begun:
+        if again or signum not in self.requeue and (self.saved or not self.begun):
             raise Stopped
         with suppress(OSError):   # not print, which a signal must not enter twice
             os.write(2, f"\n{signal.Signals(signum).name}: stopping after the batch at hand, to save it"
@@ -107,20 +109,37 @@ class SafeStop(pl.Callback):
 
     def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int,
                                   dataloader_idx: int = 0) -> None:
-        if self.begun and not self.saved:
-            callbacks: list[Any] = trainer.callbacks   # type: ignore[attr-defined]
-            self.saved = any(isinstance(one, LastCheckpoint) for one in callbacks)
+        if not self.begun or self.saved:
+            return
+        callbacks: list[Any] = trainer.callbacks   # type: ignore[attr-defined]
+        self.saved = any(isinstance(one, LastCheckpoint) for one in callbacks)
+        # what came since the last batch of training; what comes from here on stops at once
+        if self.saved and (asked := self.agree(trainer)) and asked not in (FULL, *self.requeue):
+            raise Stopped
+        self.shared = self.everywhere(trainer, list(trainer.num_val_batches), dist.ReduceOp.MIN)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                                batch_idx: int, dataloader_idx: int = 0) -> None:
+        # where shares differ by an image, one process may have a batch more
+        if self.saved and self.requeue and batch_idx < self.shared[dataloader_idx] \
+                and self.agree(trainer) in self.requeue:
+            self.save(trainer)
+            raise Stopped
 
     def agree(self, trainer: pl.Trainer) -> int:
         """The signal that any of the processes got, or FULL, or 0 if there is nothing to stop for."""
         asked = self.signum or FULL * bool(full(trainer))
-        if trainer.world_size > 1:
-            found = torch.tensor(asked)
-            dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
-            asked = int(found)
+        asked = int(self.everywhere(trainer, [asked], dist.ReduceOp.MAX)[0])
         if asked != FULL:
             self.signum = self.signum or asked   # one may have come meanwhile
         return asked
+
+    def everywhere(self, trainer: pl.Trainer, numbers: list[Any], least_or_most: Any) -> list[float]:
+        """The least or the most of each number among all processes."""
+        found = torch.tensor(numbers, dtype=torch.float64)
+        if trainer.world_size > 1:
+            dist.all_reduce(found, least_or_most, group=self.group)
+        return found.tolist()
 
     def save(self, trainer: pl.Trainer) -> None:
         if self.signum in self.requeue:

@@ -17,7 +17,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ssl_zoo.cli import run
-from ssl_zoo.data import ArrayImages
+from ssl_zoo.data import ArrayImages, images
 from ssl_zoo.saving import LastCheckpoint, WholeCheckpoints
 from ssl_zoo.stopping import SafeStop, Stopped
 from tests.conftest import same, simclr, state, trainer
@@ -102,7 +102,15 @@ def test_a_signal_in_an_evaluation_stops_at_once_and_loses_nothing(recipe, capfd
     assert steps(path) == 7
 
 
-def test_slurm_starts_a_job_again_and_it_goes_on(recipe, capfd, monkeypatch):
+def test_a_signal_between_the_last_batch_and_the_evaluation_is_not_put_off_until_after_it(recipe, capfd):
+    assert ended(recipe, "--trainer.max_epochs", "1", hook="on_validation_start", after=1) == 143
+    path = re.search(r"stopped by SIGTERM at step 7; go on with:\n.* --ckpt_path (\S+)", capfd.readouterr().err)[1]
+    assert path.endswith("checkpoints/last.ckpt")
+
+
+@pytest.fixture
+def asked(recipe, monkeypatch):
+    """What a job of SLURM has asked of it, in a file."""
     tools, asked = Path("tools").absolute(), Path("asked").absolute()
     tools.mkdir()
     (tools / "scontrol").write_text(f"#!/bin/sh\necho $@ >> {asked}\n")
@@ -111,6 +119,10 @@ def test_slurm_starts_a_job_again_and_it_goes_on(recipe, capfd, monkeypatch):
     for name, value in {"NTASKS": "1", "NTASKS_PER_NODE": "1", "JOB_ID": "1234", "JOB_NAME": "train", "PROCID": "0",
                         "LOCALID": "0", "NODEID": "0", "NODELIST": "localhost"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
+    return asked
+
+
+def test_slurm_starts_a_job_again_and_it_goes_on(recipe, capfd, monkeypatch, asked):
     assert ended(recipe, signum=signal.SIGUSR1) == 128 + signal.SIGUSR1
     assert asked.read_text() == "requeue 1234\n"
     assert ended(recipe, after=2) == 143                 # SLURM takes the node away, and requeues by itself
@@ -124,6 +136,17 @@ def test_slurm_starts_a_job_again_and_it_goes_on(recipe, capfd, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "1235")           # another job starts for itself
     run(["fit", "--config", "recipe.yaml", "--trainer.max_steps", "1"])
     assert "going on" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("hook", "step"), [("on_train_batch_start", 1), ("on_validation_start", 7), (EVALUATION, 7)])
+def test_slurm_starts_a_job_again_whenever_it_warns(recipe, asked, hook, step):
+    assert ended(recipe, "--trainer.max_epochs", "1", signum=signal.SIGUSR1, hook=hook, after=1) == 128 + signal.SIGUSR1
+    assert asked.read_text() == "requeue 1234\n"
+    assert steps("runs/recipe/slurm_1234/hpc_ckpt_1.ckpt") == step
+    recipe["trainer"].pop("callbacks")
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run(["fit", "--config", "recipe.yaml", "--trainer.max_epochs", "1"])
+    assert Path("runs/recipe/version_1/report.txt").exists()
 
 
 def test_workers_that_get_the_signal_too_load_the_batch_and_say_nothing(recipe):
@@ -191,3 +214,24 @@ def test_processes_stop_at_the_same_batch_where_one_of_them_gets_the_signal(two_
     assert first[:2] == second[:2] == (3, signal.SIGTERM)
     assert same(dict(torch.load(tmp_path / "checkpoints/interrupted.ckpt", weights_only=True)["state_dict"]),
                 dict(first[2]))
+
+
+def warned_in_an_evaluation(rank, folder, arrays):
+    os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(PROCESSES), MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT="0")
+    whole, images.EVALUATION_BATCH = images.EVALUATION_BATCH, 8
+    stop, requeued, batches = SafeStop(), [], 4 - rank                      # the second has one batch less
+    stop.requeue[signal.SIGUSR1] = lambda *_: requeued.append(running.global_step)
+    signals = [Signals(signal.SIGUSR1, EVALUATION, batches)] if rank else []
+    running = trainer(folder, *signals, stop, LastCheckpoint(), plugins=[WholeCheckpoints()], strategy="ddp",
+                      devices=PROCESSES, enable_checkpointing=True, limit_val_batches=batches, max_epochs=1)
+    try:
+        running.fit(simclr(), datamodule=ArrayImages(str(arrays), batch_size=4))
+    except (SystemExit, Stopped):
+        return requeued
+    finally:
+        images.EVALUATION_BATCH = whole
+
+
+def test_processes_are_requeued_together_where_one_of_them_is_warned_in_an_evaluation(two_processes, tmp_path, arrays):
+    assert two_processes(warned_in_an_evaluation, tmp_path, arrays) == [[7], [7]]
