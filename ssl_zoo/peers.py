@@ -33,14 +33,15 @@ class Sign(NamedTuple):
     host: str
     pid: int
     beat: str
+    table: str      # of processes, in which its pid counts: see `table`
 
     def __str__(self) -> str:
-        return f"{self.host} {self.pid} {self.beat}"
+        return " ".join(map(str, self))
 
     @classmethod
     def of(cls, said: bytes) -> Self:
-        host, pid, beat = said.decode().split()
-        return cls(host, int(pid), beat)
+        host, pid, beat, known = said.decode().split()
+        return cls(host, int(pid), beat, known)
 
 
 class Peers(pl.Callback):
@@ -53,6 +54,7 @@ class Peers(pl.Callback):
     def __init__(self) -> None:
         self.ended = threading.Event()
         self.thread: threading.Thread | None = None
+        self.talker: threading.Thread | None = None
         self.launcher: Any = None              # of Lightning, which has started the others if they share its machine
         self.answers, self.unanswered = 0, 0   # of the store, and signs of life since the last one
         self.silent: dict[int, int] = {}
@@ -68,7 +70,8 @@ class Peers(pl.Callback):
             self.say("0")
             for rank in self.others:
                 self.signs[rank] = Sign.of(self.store.get(f"peers/{rank}"))      # waits for it
-            threading.Thread(target=self.talk, daemon=True).start()
+            self.talker = threading.Thread(target=self.talk, daemon=True)
+            self.talker.start()
             self.thread = threading.Thread(target=self.watch, daemon=True)
             self.thread.start()
 
@@ -81,11 +84,13 @@ class Peers(pl.Callback):
             self.ended.set()
             self.thread.join()
             self.thread = None
+            if self.talker is not None:
+                self.talker.join(BEAT)                 # whose last sign would replace the one below
             with suppress(RuntimeError, OSError):      # rank 0, which keeps the store, may have ended before
                 self.say(DONE)
 
     def say(self, beat: str) -> None:
-        self.store.set(f"peers/{self.rank}", str(Sign(socket.gethostname(), os.getpid(), beat)))
+        self.store.set(f"peers/{self.rank}", str(Sign(socket.gethostname(), os.getpid(), beat, table())))
 
     def watch(self) -> None:
         answers = 0
@@ -118,7 +123,7 @@ class Peers(pl.Callback):
             if sign.beat == DONE:
                 continue
             who = f"the process of rank {rank} ({sign.pid} on {sign.host})"
-            how = ending(sign.pid, self.launcher) if sign.host == socket.gethostname() else None
+            how = ending(sign.pid, self.launcher) if here(sign) else None
             if how is not None:
                 return f"{who} {how}, so that this one of rank {self.rank} cannot go on"
             if max(self.silent.get(rank, 0), 0 if rank else self.unanswered) >= SILENT:
@@ -160,8 +165,22 @@ def ending(pid: int, launcher: Any) -> str | None:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has ended with status {code}"
 
 
+def table() -> str:
+    """Which table of processes this one is in: two machines may have one name, and a machine several containers."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}-{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return "unknown"
+
+
+def here(sign: Sign) -> bool:
+    """Whether this process sees the one that has left a sign."""
+    return (sign.host, sign.table) == (socket.gethostname(), table())
+
+
 def state(sign: Sign) -> str:
-    fields = stat(sign.pid) if sign.host == socket.gethostname() else None
+    fields = stat(sign.pid) if here(sign) else None
     return "stopped by SIGSTOP or the like" if fields and fields[0] in "Tt" else "because it or its machine hangs"
 
 

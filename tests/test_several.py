@@ -3,6 +3,7 @@
 The processes are forks that share one import, but torchrun's, which it starts itself.
 """
 
+import argparse
 import multiprocessing
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -252,7 +254,8 @@ def watching(process, **silent):
     """What rank 0 of 3 finds where rank 1 is this process and rank 2 is on another machine."""
     found = peers.Peers()
     found.rank = 0
-    found.signs = {1: peers.Sign(socket.gethostname(), process.pid, "7"), 2: peers.Sign("elsewhere", 12, "8")}
+    found.signs = {1: peers.Sign(socket.gethostname(), process.pid, "7", peers.table()),
+                   2: peers.Sign("elsewhere", 12, "8", peers.table())}
     found.silent = {1: silent.get("one", 0), 2: silent.get("two", 0)}
     return found
 
@@ -287,10 +290,65 @@ def test_a_process_that_has_ended_as_it_should_is_not_missed():
     assert found.lost() is None
 
 
+@pytest.mark.parametrize("table", ["another machine's", "another container's"])
+def test_a_process_of_the_same_name_that_this_one_cannot_see_is_not_missed(monkeypatch, table):
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()                                             # no process has its number here
+    boot, space = "/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"
+    read, link = Path.read_text, os.readlink
+    with monkeypatch.context() as there:
+        if table == "another machine's":
+            there.setattr(Path, "read_text", lambda path, *_: "other\n" if str(path) == boot else read(path))
+        else:
+            there.setattr(os, "readlink", lambda path: "pid:[7]" if path == space else link(path))
+        found = watching(process)
+        store = found.store = Store()
+        found.rank = 1
+        found.say("7")
+    found.rank, found.signs = 0, {1: peers.Sign.of(store.said[-1].encode())._replace(pid=process.pid)}
+    assert found.lost() is None
+    found.silent = {1: peers.SILENT}
+    assert "because it or its machine hangs" in found.lost()
+
+
+class Store:
+    """Keeps what was said; a sign of life takes a while to arrive where it is `slow`."""
+
+    def __init__(self, slow=False):
+        self.slow, self.under_way, self.said = slow, threading.Event(), []
+
+    def set(self, key, value):
+        if self.slow and " done " not in value:
+            self.under_way.set()
+            time.sleep(0.5)
+        self.said.append(value)
+
+    def multi_get(self, keys):
+        return ["7" for _ in keys]
+
+
+def test_nothing_is_said_after_the_last_word_of_a_process(monkeypatch):
+    monkeypatch.setattr(peers, "BEAT", 0.01)
+    monkeypatch.setattr(peers, "_get_default_store", lambda: type("Whole", (), {"clone": lambda _: store})())
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 0)
+    monkeypatch.setattr(peers.Sign, "of", classmethod(lambda cls, said: cls("elsewhere", 1, said, "unknown")))
+    store = Store(slow=True)
+    store.get = lambda _: "7"
+    found = peers.Peers()
+    found.setup(argparse.Namespace(strategy=argparse.Namespace(launcher=None)), None, "fit")
+    store.under_way.clear()
+    assert store.under_way.wait(1800)
+    monkeypatch.setattr(peers, "BEAT", 1800)                   # how long it waits at most
+    found.end()
+    time.sleep(1)
+    assert " done " in store.said[-1]
+
+
 def test_where_rank_0_no_longer_answers_it_is_the_one():
     found = watching(subprocess.Popen([sys.executable, "-c", "pass"]))
     found.rank, found.unanswered = 2, peers.SILENT
-    found.signs = {0: peers.Sign("elsewhere", 12, "7"), 1: peers.Sign("elsewhere", 13, "7")}
+    found.signs = {rank: peers.Sign("elsewhere", 12 + rank, "7", "unknown") for rank in range(2)}
     assert "the process of rank 0 (12 on elsewhere) has given no sign of life for 40 s" in found.lost()
 
 
