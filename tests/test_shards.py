@@ -16,7 +16,7 @@ from ssl_zoo.data.orders import Blocks
 from ssl_zoo.data.shard_index import Shard
 from ssl_zoo.data.sources import Files, Loader, Request
 from ssl_zoo.data.streams import Shards
-from ssl_zoo.data.tars import pictures
+from ssl_zoo.data.tars import Torn, members, pictures
 from ssl_zoo.views import Key
 from tests.test_data import AUGMENTATION, SEED, indices, joined, picture, same, write_pictures
 
@@ -310,6 +310,27 @@ def test_a_damaged_header_ends_a_shard(tmp_path):
         assert len(tar.getnames()) == 2
     found = pictures(path)
     assert (len(found.members), found.torn) == (2, f"at byte {damaged:,}, where a header should be")
+
+
+@pytest.mark.parametrize(("records", "names", "torn"), [
+    (b"12 path=a.b\n", ["a.b"], False), (b"9 mtime=\n12 path=a.b\n", ["a.b"], False),
+    (b"9 mtime=\n" + b"\0" * 20, ["short.jpg"], False),
+    (b"0 path=a.b\n", [], True), (b"x path=a.b\n", [], True), (b"-3 path=a.b\n", [], True),
+    (b"99 path=a.b\n", [], True), (b"9" * 5000, [], True), (b"no record", [], True),
+], ids=range(9))
+def test_a_damaged_extended_header_ends_a_shard(records, names, torn, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        extended = tarfile.TarInfo("extended")
+        extended.type, extended.size = tarfile.XHDTYPE, len(records)
+        tar.fileobj.write(extended.tobuf(tarfile.USTAR_FORMAT))
+        tar.fileobj.write(records + b"\0" * (-len(records) % 512))
+        tar.addfile(tarfile.TarInfo("short.jpg"))
+    with open(tmp_path / "a.tar", "rb") as file:
+        if not torn:
+            assert [member.name for member in members(file.fileno())] == names
+        else:
+            with pytest.raises(Torn, match="inside an extended header, at b'"):
+                list(members(file.fileno()))
 
 
 def test_what_is_no_tar_file_says_how_it_begins(tmp_path):

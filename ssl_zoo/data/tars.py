@@ -103,9 +103,15 @@ def name_of(header: bytes) -> str:
 
 
 def path_of(records: bytes) -> str:
-    """The path among the records of an extended header, "<length> <key>=<value>" each; empty if it has none."""
-    while records:
+    """The path among the records of an extended header, "<length> <key>=<value>" each; empty if it has none.
+
+    Raises:
+        Torn: it is damaged.
+    """
+    while records.strip(b"\0"):   # some writers pad them
         length, _, _ = records.partition(b" ")
+        if not (length.isdigit() and len(length) < 20 and 0 < int(length) <= len(records)):   # of 0, it would not end
+            raise Torn(f"inside an extended header, at {records[:16]!r}, which is no record of one")
         key, _, value = records[len(length) + 1:int(length) - 1].partition(b"=")
         if key == b"path":
             return value.decode("utf-8", "surrogateescape")
