@@ -23,6 +23,7 @@ from ssl_zoo.data.fetching import Scratch
 from ssl_zoo.data.shard_index import Shard
 from ssl_zoo.data.sources import Loader
 from ssl_zoo.data.streams import Shards
+from ssl_zoo.data.tars import pictures
 from tests.conftest import same as same_tensors
 from tests.conftest import simclr, state, trainer
 from tests.test_data import SEED, indices, joined, ready, same
@@ -151,6 +152,18 @@ def test_a_shard_that_lost_its_end_after_it_was_counted_is_named_once_and_the_ot
     assert (len(seen), set(seen)) == (12, set(range(6 + left)))      # others in place of those that are missing
     with pytest.raises(ValueError, match="or set strict to false to skip"):
         list(Loader(data.train, 2, training=True, strict=True))
+
+
+def test_what_a_torn_shard_lacks_is_told_at_the_first_missing_place_of_a_subset(tmp_path):
+    first, second = write_shards(tmp_path, [6, 6])
+    second.write_bytes(second.read_bytes()[:5000])
+    left = len(pictures(second).members)
+    assert 0 < left < 4
+    for chosen in ([3, 6, 6 + left, 10, 11], [5, 11], list(range(12))):
+        whole = Shards([Shard(str(first), 6), Shard(str(second), 6)], None, 8, 1, Scratch())
+        part, unread = whole.subset(np.array(chosen)), {}
+        assert part.first_readable([len(chosen) - 1, 0], unread)[0] == 0
+        assert list(unread) == [next(i for i, one in enumerate(chosen) if one >= 6 + left)]
 
 
 def test_an_unreadable_image_is_named_with_its_shard_and_replaced_by_the_next(tmp_path):

@@ -247,7 +247,8 @@ class Shards(Enclosed):
                 return place, found
             if found.kind == "torn":
                 self.torn.add(number)
-                place = max(0, place - row + len(self.table(number)))
+                missing = int(self.starts[number]) + len(self.table(number))   # the first, among all images
+                place = missing if self.chosen is None else int(np.searchsorted(self.chosen, missing))
             unread[place] = found
             if found.kind == "disk":
                 break
