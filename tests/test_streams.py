@@ -21,8 +21,8 @@ import torch
 from ssl_zoo.data import ImageShards, fetching
 from ssl_zoo.data.fetching import Scratch
 from ssl_zoo.data.shard_index import Shard
-from ssl_zoo.data.sources import Loader
-from ssl_zoo.data.streams import Shards
+from ssl_zoo.data.sources import Loader, Request
+from ssl_zoo.data.streams import Ahead, Shards
 from ssl_zoo.data.tars import pictures
 from tests.conftest import same as same_tensors
 from tests.conftest import simclr, state, trainer
@@ -265,6 +265,9 @@ def test_a_shard_that_cannot_be_fetched_stops_the_run_after_three_tries(command,
     source = Shards([shard], None, 8, 1, Scratch())
     with pytest.raises(OSError, match=rf"could not be fetched, 3 times in a row \({reason}\): go on from the last"):
         list(Loader(source, 2, training=True))
+    for thread in threading.enumerate():
+        if thread.name == "shards ahead":
+            thread.join()     # it may be at its last try
     assert not list(source.scratch.folder.glob("*.half"))
 
 
@@ -320,6 +323,42 @@ def test_two_blocks_at_most_are_on_the_disk_and_nothing_stays(tmp_path):
     folder = scratch.folder
     scratch.end()
     assert not folder.exists()
+
+
+def test_a_plan_that_ends_leaves_another_its_shards_and_none_stays_after_the_last(tmp_path):
+    write_shards(tmp_path, [3] * 4)
+    source = Shards([Shard(f"pipe:cat {tmp_path}/{i:03}.tar", 3) for i in range(4)], None, 8, 2, Scratch())
+    training, evaluation = (Ahead(source, [Request(np.arange(places), None)]) for places in (6, 9))
+    for plan in (training, evaluation):
+        plan.start()
+        plan.join()
+    source.scratch.local(source.shards[3])      # by a worker, which shows its images for those that are torn off
+    evaluation.stop()
+    assert {path.name for path in source.scratch.folder.glob("*.tar")} == {
+        source.scratch.path(shard, ".tar").name for shard in source.shards[:2]}
+    training.stop()
+    assert not list(source.scratch.folder.glob("*.tar"))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_shard_that_is_removed_before_it_is_opened_is_fetched_again(known, tmp_path, monkeypatch):
+    path, = write_shards(tmp_path, [3])
+    source = Shards([Shard(f"pipe:cat {path}", 3)], None, 8, 1, Scratch())
+    wanted = source.read(1)
+    if not known:
+        source = Shards(source.shards, None, 8, 1, Scratch())
+    local, removed = source.scratch.local, []
+
+    def late(shard):
+        path = local(shard)
+        if not removed:
+            path.unlink()
+            removed.append(path)
+        return path
+
+    monkeypatch.setattr(source.scratch, "local", late)
+    assert torch.equal(source.read(1), wanted)
+    assert removed
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next_and_what_another_uses_is_not(tmp_path, monkeypatch):

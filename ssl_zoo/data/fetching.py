@@ -10,12 +10,14 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 import weakref
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -28,6 +30,8 @@ PIECE = 2 ** 20        # bytes that are copied at once
 PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}   # by their first bytes
 SUFFIXES = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz")                      # by which local ones are known
 PREFIX = "ssl_zoo_shards_"
+USERS = threading.Lock()   # held while those of a scratch folder change
+T = TypeVar("T")
 
 
 def is_address(name: str) -> bool:
@@ -80,6 +84,7 @@ class Scratch:
         except OSError as error:
             raise OSError(f"there is no room for shards in {tempfile.gettempdir()} ({error.strerror}): set TMPDIR to "
                           "another folder") from error
+        self.users: dict[Path, set[object]] = {}   # the plans for which a fetched shard stays
         self.fetched: dict[str, int] = {}       # bytes of the shards that this process fetched, as they came
         fcntl.flock(self.lock, fcntl.LOCK_SH)   # as long as this process or one of its workers lives
         self.end = weakref.finalize(self, remove, self.folder, os.getpid())
@@ -103,6 +108,15 @@ class Scratch:
                     fcntl.flock(lock, fcntl.LOCK_UN)   # closing alone leaves it to a worker forked meanwhile
         return path
 
+    def read(self, shard: Shard, how: Callable[[Path], T]) -> T:
+        """What `how` reads of the shard's file, which another plan may remove before it is open."""
+        try:
+            return how(self.local(shard))
+        except FileNotFoundError:
+            if is_plain(shard.name):
+                raise
+            return how(self.local(shard))
+
     def path(self, shard: Shard, suffix: str) -> Path:
         return self.folder / f"{hashlib.blake2b(os.fsencode(shard.name), digest_size=12).hexdigest()}{suffix}"
 
@@ -111,7 +125,7 @@ class Scratch:
         kept = self.path(shard, f"_{image}.npy")
         with suppress(OSError):
             return np.load(kept)
-        found = pictures(self.local(shard), image, labelled=False).offsets
+        found = self.read(shard, lambda path: pictures(path, image, labelled=False)).offsets
         half = kept.with_suffix(f".{os.getpid()}.half")
         with suppress(OSError):   # no room: every worker looks for itself
             with open(half, "wb") as file:
@@ -122,6 +136,30 @@ class Scratch:
     def forget(self, shard: Shard) -> None:
         """Remove a fetched shard; a worker that has it open reads on, and one that needs it again fetches it."""
         self.path(shard, ".tar").unlink(missing_ok=True)
+
+    # Only the process that owns the folder calls these: a worker would know none of the users that come later.
+
+    def use(self, shard: Shard, user: object) -> None:
+        """Keep a fetched shard until this user, and each other one, has released it."""
+        with USERS:
+            self.users.setdefault(self.path(shard, ".tar"), set()).add(user)
+
+    def release(self, shard: Shard, user: object) -> None:
+        with USERS:
+            self.drop(self.path(shard, ".tar"), user)
+
+    def leave(self, user: object) -> None:
+        """Release all shards; those that a worker fetched and nobody uses are removed, too."""
+        with USERS:
+            for path in {*self.users, *self.folder.glob("*.tar")}:
+                self.drop(path, user)
+
+    def drop(self, path: Path, user: object) -> None:
+        users = self.users.get(path, set())
+        users.discard(user)
+        if not users:
+            self.users.pop(path, None)
+            path.unlink(missing_ok=True)
 
 
 def clear_left() -> None:

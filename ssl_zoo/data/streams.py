@@ -199,12 +199,9 @@ class Shards(Enclosed):
         number, row = self.where(whole)
         shard = self.shards[number]
         offset, size = self.table(number)[row].tolist()
-        path = self.scratch.local(shard)
-        if is_plain(shard.name):
-            file = self.open(number, path).number
-            return name_at(file, shard, offset), os.pread(file, size, offset)
-        with open(path, "rb") as fetched:   # one leaves the disk only when nobody has it open
-            return name_at(fetched.fileno(), shard, offset), os.pread(fetched.fileno(), size, offset)
+        opened = self.open(number, Path(shard.name)) if is_plain(shard.name) else (
+            self.scratch.read(shard, Open))   # not kept: it leaves the disk only when nobody has it open
+        return name_at(opened.number, shard, offset), os.pread(opened.number, size, offset)
 
     def attempt(self, place: int) -> Tensor | Unread:
         name = self.found(place)
@@ -231,7 +228,7 @@ class Shards(Enclosed):
         """Why an image is not in its shard: part of it is missing, or the index is that of another one."""
         shard = self.shards[number]
         said = f"{shard.name} has {found:,} images, and {shard.images:,} by its index"
-        if found < shard.images and (why := pictures(self.scratch.local(shard), self.image).torn):
+        if found < shard.images and (why := self.scratch.read(shard, partial(pictures, image=self.image)).torn):
             return Unread("torn", f"{said}: it ends {why}")
         return Unread("disk", f"{said}: count them again with ssl-zoo shard, for labels and places would be others")
 
@@ -318,17 +315,18 @@ class Ahead(threading.Thread):
                     self.changed.wait()
                 if self.ended:
                     return
+                self.source.scratch.use(self.source.shards[number], self)
             there.append(number)
             with suppress(OSError, ValueError):
                 self.source.scratch.local(self.source.shards[number])
             if self.ended:
-                self.source.scratch.forget(self.source.shards[number])
+                self.source.scratch.release(self.source.shards[number], self)
 
     def needed(self, there: list[int]) -> list[int]:
         """Those of the shards that a batch still to come needs; the others are removed."""
         for number in there:
             if self.last[number] < self.done:
-                self.source.scratch.forget(self.source.shards[number])
+                self.source.scratch.release(self.source.shards[number], self)
         return [number for number in there if self.last[number] >= self.done]
 
     def next(self) -> None:
@@ -340,5 +338,4 @@ class Ahead(threading.Thread):
         with self.changed:
             self.ended = True
             self.changed.notify()
-        for number in self.last:
-            self.source.scratch.forget(self.source.shards[number])
+        self.source.scratch.leave(self)
