@@ -146,7 +146,7 @@ class Extent(pl.Callback):
         if not self.trained:
             self.say(trainer, f"this run trained nothing: {self.why(trainer, spent)}")
         elif spent and isinstance(pl_module, Method) and (left := pl_module.course.left(trainer)) > 0:
-            self.say(trainer, f"--trainer.max_time has ended this run at step {trainer.global_step}, with {left} left; "
+            self.say(trainer, f"--trainer.max_time has ended this run at step {trainer.global_step}, with {left} left"
                               f"{last_good(trainer)}: go on from it with --ckpt_path, and give --trainer.max_time the "
                               "time of both")
 
@@ -209,7 +209,7 @@ class FiniteRun(pl.Callback):
         names = [name for name in not_finite(state) if name not in self.never]
         if trainer.strategy.reduce_boolean_decision(bool(names), all=False):
             raise ValueError(f"not finite at step {trainer.global_step}: {listed(names) or 'another process has it'}, "
-                             f"which is not saved: {MEND}; {last_good(trainer)}")
+                             f"which is not saved: {MEND}{last_good(trainer)}")
 
     def require_finite(self, trainer: pl.Trainer) -> None:
         """Raise one sentence, the same on all processes, if a batch since the last look was not finite."""
@@ -226,7 +226,7 @@ class FiniteRun(pl.Callback):
         images = [place for one in first if one[:2] == (number, of_loss) for place in one[2]]
         what = (f"the loss is not finite at step {number}" if of_loss else
                 f"the weights are not finite after step {number}, whose loss was {loss:.4g}")
-        raise ValueError(f"{what} ({said(images, number, trainer)}): {MEND}; {last_good(trainer)}")
+        raise ValueError(f"{what} ({said(images, number, trainer)}): {MEND}{last_good(trainer)}")
 
 
 def loss_of(outputs: Any, trainer: pl.Trainer) -> Tensor:
@@ -268,7 +268,7 @@ class LossSpikes(pl.Callback):
         for (step, index, loss), usual in zip(seen, found, strict=True):
             if usual is not None:
                 sentence = (f"the loss is {loss.item():.4g} at step {step}, where it had been {usual:.4g} "
-                            f"({said(index.tolist(), step, trainer)}); {last_good(trainer)}")
+                            f"({said(index.tolist(), step, trainer)}){last_good(trainer)}")
                 if self.stop:
                     raise ValueError(sentence)
                 warnings.warn(sentence, stacklevel=2)

@@ -1,6 +1,9 @@
 """Checkpoints: when they are saved, so that a file is whole, finite and of this run, and what a full disk means."""
 
+import errno
 import os
+import socket
+import ssl
 import threading
 import time
 import warnings
@@ -18,6 +21,9 @@ from lightning_fabric.utilities.cloud_io import _is_local_file_protocol
 from ssl_zoo.distributed import run_folder
 from ssl_zoo.files import free, whole
 from ssl_zoo.finite import listed, not_finite
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNREACHABLE = (None, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH)   # libraries' own errors have no number
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -47,10 +53,11 @@ class WholeCheckpoints(TorchCheckpointIO):
             with whole(place) as half, half.open("wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
-            if (why := of_the_disk(error)) is None:
+            if (why := of_the_system(error)) is None:
                 raise
             rest = f"the last good checkpoint is {self.last}" if self.last else "no checkpoint had been saved yet"
-            self.failed = f"the checkpoint {place} could not be written ({why.strerror}): make room; {rest}"
+            room = ": make room" if why.errno in FULL_DISK else ""
+            self.failed = f"the checkpoint {place} could not be written ({why.strerror or why}){room}; {rest}"
             warnings.warn(self.failed, stacklevel=2)
             return
         if place != Path(path) and asked not in self.own:
@@ -65,15 +72,23 @@ class WholeCheckpoints(TorchCheckpointIO):
             place.unlink(missing_ok=True)
 
 
-def of_the_disk(error: BaseException) -> OSError | None:
-    """The disk's own error; torch.save and TensorBoard hide it behind others."""
+def of_the_system(error: BaseException) -> OSError | None:
+    """The error of a disk or a network; torch.save and TensorBoard hide it behind others."""
     found = error if isinstance(error, OSError) else error.__cause__ or error.__context__
     return found if isinstance(found, OSError) else None
+
+
+def of_the_network(error: OSError) -> bool:
+    """Whether a call may succeed later."""
+    kinds = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)
+    return isinstance(error, kinds) or error.errno in UNREACHABLE
 
 
 @contextmanager
 def forgiving(loggers: list[Any]) -> Iterator[None]:
     """Let a run go on without the curves of a logger that cannot write any more, and say so once.
+
+    One that cannot be reached through the network is tried again at each call.
 
     TensorBoard writes in a thread of its own, whose traceback is left out: its next call raises the same error here.
     """
@@ -84,7 +99,7 @@ def forgiving(loggers: list[Any]) -> Iterator[None]:
             hook(failure)
 
     for logger in loggers:
-        said: list[str] = []
+        said: set[bool] = set()
         for name in ("log_metrics", "log_hyperparams", "save", "finalize"):
             setattr(logger, name, forgiven(getattr(logger, name), type(logger).__name__, said))
     threading.excepthook = quietly
@@ -94,27 +109,37 @@ def forgiving(loggers: list[Any]) -> Iterator[None]:
         threading.excepthook = hook
 
 
-def forgiven(call: Callable[..., Any], whose: str, said: list[str]) -> Callable[..., Any]:
-    """The same call until the disk has failed it, or one of its logger's, for the first time."""
+def forgiven(call: Callable[..., Any], whose: str, said: set[bool]) -> Callable[..., Any]:
+    """The same call until the disk has failed it, or one of its logger's, for the first time.
+
+    `said` is of all calls of a logger: whether it was said that the network has failed one, or the disk.
+    """
     @wraps(call)
     def called(*args: Any, **kwargs: Any) -> Any:
-        if said:    # TensorBoard's writer would raise the same error again, with an ever longer traceback
+        if False in said:    # TensorBoard's writer would raise the same error again, with an ever longer traceback
             return None
         try:
             return call(*args, **kwargs)
         except Exception as error:
-            if (why := of_the_disk(error)) is None:
+            if (why := of_the_system(error)) is None:
                 raise
-            said.append(f"{whose} cannot write its curves ({why.strerror or why}): the run goes on, and they end here")
-            warnings.warn(said[0], stacklevel=2)
+            network = of_the_network(why)
+            failed, rest = (("be reached", "tries again at each step that is logged") if network else
+                            ("write its curves", "they end here"))
+            if network not in said:
+                said.add(network)
+                warnings.warn(f"{whose} cannot {failed} ({why.strerror or why}): the run goes on, and {rest}",
+                              stacklevel=2)
             return None
     return called
 
 
 def last_good(trainer: pl.Trainer) -> str:
-    """The end of a sentence: which checkpoint a run may go on from."""
+    """The end of a sentence: which checkpoint a run may go on from; empty on processes that save none."""
+    if not trainer.is_global_zero:
+        return ""
     found = getattr(trainer.strategy.checkpoint_io, "last", None) or trainer.ckpt_path
-    return f"the last good checkpoint is {found}" if found else "no checkpoint had been saved yet"
+    return f"; the last good checkpoint is {found}" if found else "; no checkpoint had been saved yet"
 
 
 class LastCheckpoint(pl.callbacks.ModelCheckpoint):

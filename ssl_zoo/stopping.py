@@ -163,7 +163,7 @@ class SafeStop(pl.Callback):
             return f"stopped by {name} before the first step: nothing was trained"
         step, found = trainer.global_step, getattr(trainer.strategy.checkpoint_io, "last", None)
         if not self.saved or found is None:
-            return f"stopped by {name} at step {step}, without a checkpoint of it; {last_good(trainer)}"
+            return f"stopped by {name} at step {step}, without a checkpoint of it{last_good(trainer)}"
         if failed := getattr(trainer.strategy.checkpoint_io, "failed", ""):
             return f"stopped by {name} at step {step}, and {failed}"
         config = (run_folder(trainer) or Path()) / "config.yaml"

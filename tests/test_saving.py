@@ -7,6 +7,7 @@ import threading
 import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -19,7 +20,7 @@ from ssl_zoo.evaluation.callback import Report
 from ssl_zoo.files import claim, free, put, whole
 from ssl_zoo.own_code import raised_at
 from ssl_zoo.paths import check_whole
-from ssl_zoo.saving import Checkpoints, LastCheckpoint, WholeCheckpoints, forgiving
+from ssl_zoo.saving import Checkpoints, LastCheckpoint, WholeCheckpoints, forgiving, last_good
 from ssl_zoo.stopping import SafeStop
 from tests.conftest import same, simclr, state, trainer
 
@@ -143,6 +144,22 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_says_so(tmp_path):
     assert os.listdir(tmp_path) == ["last.ckpt"]
 
 
+def test_only_a_full_disk_is_told_to_make_room(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    saver = WholeCheckpoints()
+    monkeypatch.setattr(torch, "save", refused)
+    with pytest.warns(UserWarning, match=r"last.ckpt could not be written \(Permission denied\); no checkpoint had"):
+        saver.save_checkpoint({"a": 1}, tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize(("rank", "said"), [(0, "; no checkpoint had been saved yet"), (1, "")])
+def test_only_the_process_that_saves_says_which_checkpoint_is_good(rank, said):
+    strategy = SimpleNamespace(checkpoint_io=WholeCheckpoints())
+    assert last_good(SimpleNamespace(strategy=strategy, ckpt_path=None, is_global_zero=not rank)) == said
+
+
 def test_a_checkpoint_of_another_run_is_neither_replaced_nor_removed(tmp_path):
     theirs, saver = tmp_path / "best.ckpt", WholeCheckpoints()
     theirs.write_text("theirs")
@@ -254,6 +271,20 @@ def test_a_run_goes_on_without_the_curves_of_a_logger_that_cannot_write(tmp_path
     other.error = KeyError("a mistake")
     with forgiving([other]), pytest.raises(KeyError, match="a mistake"):
         other.finalize("success")
+
+
+@pytest.mark.parametrize("error", [ConnectionRefusedError(111, "Connection refused"), TimeoutError("timed out"),
+                                   OSError(101, "Network is unreachable"), OSError("HTTPSConnectionPool: refused")])
+def test_a_logger_that_is_not_reached_for_a_while_gets_what_is_logged_later(error):
+    logger = Full()
+    logger.error = error
+    with forgiving([logger]):
+        with pytest.warns(UserWarning, match="Full cannot be reached .*: the run goes on, and tries again at each"):
+            logger.log_metrics({}, 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            logger.log_metrics({}, 1)                      # said once
+        assert logger.calls == 2
 
 
 def test_no_traceback_of_tensorboards_thread_is_printed(tmp_path, monkeypatch):
