@@ -333,6 +333,14 @@ def test_a_damaged_extended_header_ends_a_shard(records, names, torn, tmp_path):
                 list(members(file.fileno()))
 
 
+def test_a_member_of_less_than_nothing_ends_a_shard(tmp_path):
+    header = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.USTAR_FORMAT))
+    header[124:136], header[148:156] = b"-0000001000\0", b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "a.tar").write_bytes(bytes(header) + b"\0" * 1024)
+    assert pictures(tmp_path / "a.tar").torn.startswith("at its start")
+
+
 def test_what_is_no_tar_file_says_how_it_begins(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"<!DOCTYPE html><html>" * 100)
     assert pictures(tmp_path / "a.tar").torn == (

@@ -86,7 +86,9 @@ def checked(header: bytes, place: int) -> int:
             raise ValueError
         if header[124] & 128:   # eight gigabytes or more
             return int.from_bytes(header[125:136], "big")
-        return int(text(header[124:136]) or "0", 8)
+        if (size := int(text(header[124:136]) or "0", 8)) < 0:       # after which the same header would come again
+            raise ValueError
+        return size
     except ValueError:
         if not place:
             raise Torn(f"at its start, {header[:16]!r}, which is not that of an uncompressed tar file") from None
