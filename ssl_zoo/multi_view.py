@@ -31,7 +31,7 @@ def products(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     z = F.normalize(require_views(z), dim=-1)
     views, batch, _ = z.shape
     keys = gather_views(z, "a multi-view loss")                                          # [V, N, D]
-    require_room(views * batch * keys[..., 0].numel(), keys, "a multi-view loss")
+    require_room(views * batch * keys.shape[:-1].numel(), keys, "a multi-view loss")
     cosines = torch.einsum("vbd,wnd->vbwn", z, keys) / temperature                       # [V, B, V, N]
     own = torch.arange(batch, device=z.device) + batch * distributed.rank()
     own = own[None, :, None, None].expand(views, batch, views, 1)
@@ -76,7 +76,7 @@ def mv_dhel(z: Tensor, temperature: float) -> Tensor:
     z = F.normalize(require_views(z), dim=-1)
     views, batch, _ = z.shape
     keys = gather_views(z, "a multi-view loss")                                          # [V, N, D]
-    require_room(batch * keys[..., 0].numel(), keys, "a multi-view loss")
+    require_room(batch * keys.shape[:-1].numel(), keys, "a multi-view loss")
     cosines = torch.bmm(z, keys.mT) / temperature                                        # [V, B, N]
     own = torch.arange(batch, device=z.device)[None, :, None] + batch * distributed.rank()
     spread = cosines.scatter(2, own.expand(views, batch, 1), float("-inf")).logsumexp(2)             # [V, B]

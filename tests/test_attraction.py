@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ssl_zoo.blocks import memory_of
-from ssl_zoo.losses import contrast, global_contrast, key_similarities
+from ssl_zoo.losses import contrast, key_similarities
 from ssl_zoo.methods import CACR, CACRMoCoV3, GroCo, MoCoV3
 from ssl_zoo.methods.cacr import momentum_attraction
 from ssl_zoo.methods.groco import group_order, sorted_places
@@ -240,13 +240,9 @@ def test_one_image_has_no_others_to_be_pushed_from():
         repulsion(normal(2, 1, 3), 0.9)
 
 
-def sogclr(z, _):
-    return global_contrast(z[0], z[1], torch.zeros(z.shape[1]), torch.ones(z.shape[1]), 0.9)
-
-
 @pytest.mark.parametrize(("loss", "views", "name", "needed"), [
     (mv_info_nce, 8, "a multi-view loss", 7153), (poly_view, 8, "a multi-view loss", 7153),
-    (mv_dhel, 8, "a multi-view loss", 894), (repulsion, 8, "CACR", 3129), (sogclr, 2, "SogCLR", 447)])
+    (mv_dhel, 8, "a multi-view loss", 894), (repulsion, 8, "CACR", 3129)])
 def test_more_views_and_images_than_fit_are_refused_before_they_take_memory(loss, views, name, needed, monkeypatch):
     monkeypatch.setattr("ssl_zoo.blocks.memory_of", lambda device: 16 * 2 ** 30)
     with pytest.raises(ValueError, match=f"{name} compares {views} views of 100,000 images at once, which takes "

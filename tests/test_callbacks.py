@@ -554,6 +554,7 @@ def test_nothing_is_recorded_where_nothing_is_logged(data, tmp_path):
 def test_nothing_is_recorded_of_one_image_which_has_no_negative(arrays, tmp_path):
     method, logger = simclr(), Kept()
     method.projector = torch.nn.Linear(8, 8)                         # without BatchNorm, which wants more than one
+    method.training_loss = lambda batch: method.projector(method.encoder(batch.views[0].images)).square().mean()
     trainer(tmp_path, ScoreRecorder(), logger=logger, limit_val_batches=0, max_steps=3, log_every_n_steps=1).fit(
         method, datamodule=ArrayImages(str(arrays), batch_size=1))
     assert logger.scores == {}

@@ -223,7 +223,8 @@ def test_a_checkpoint_of_a_run_built_in_python_holds_no_objects(tmp_path, data):
     running.fit(simclr(), datamodule=data)
     running.save_checkpoint(tmp_path / "run.ckpt")
     saved = torch.load(tmp_path / "run.ckpt", weights_only=True)   # refuses anything but plain values and tensors
-    assert saved["hyper_parameters"] == {"projector": (16, 8), "projector_norm": True, "temperature": 0.1}
+    assert saved["hyper_parameters"] == {"projector": (16, 8), "projector_norm": True, "temperature": 0.1,
+                                         "judge": None}
 
 
 def test_a_checkpoint_of_another_architecture_is_refused_in_a_sentence(tmp_path, data):

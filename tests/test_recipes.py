@@ -217,7 +217,8 @@ def test_defaults_are_printed_saved_and_overridden(tmp_path, arrays, monkeypatch
     assert (saved["seed_everything"], trainer["devices"], trainer["precision"]) == (0, 1, "32-true")
     assert (trainer["num_sanity_val_steps"], trainer["check_val_every_n_epoch"]) == (-1, 3)
     assert (trainer["logger"]["init_args"]["save_dir"], trainer["logger"]["init_args"]["name"]) == ("runs", "mine")
-    assert (saved["report"], saved["checkpoints"]) == ({"raw_pixels": False}, {"every_n_epochs": 1})
+    assert saved["report"] == {"raw_pixels": False}
+    assert saved["checkpoints"] == {"every_n_epochs": 1, "every_n_steps": None, "full_disk": "go on"}
     assert saved["evaluation"]
     assert sorted(path.name for path in Path("runs/mine/version_0/checkpoints").iterdir())[1] == "last.ckpt"
 

@@ -42,10 +42,12 @@ class Signals(pl.Callback):
 
 @pytest.fixture(autouse=True)
 def handlers_of_a_terminal():
-    """A shell lets what it starts in the background ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A shell lets what it starts in the background ignore Ctrl-C, and nohup the end of the terminal."""
+    before = {one: signal.signal(one, handler) for one, handler in (
+        (signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL))}
     yield
-    signal.signal(signal.SIGINT, before)
+    for one, handler in before.items():
+        signal.signal(one, handler)
 
 
 def ended(recipe, *options, signum=signal.SIGTERM, **where):
