@@ -4,6 +4,7 @@ The processes are forks that share one import, but torchrun's, which it starts i
 """
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import re
@@ -75,9 +76,9 @@ def one_process(rank, folder, arrays, begun):
     as_a_cluster_would(rank)
     found = {kind: fit(folder, arrays, kind, PROCESSES)[:3] for kind in METHODS}
     found["goes on"] = {}
-    for batch in (BATCH, 2 * BATCH):
-        _, images, _, running = fit(folder, arrays, "SimCLR", PROCESSES, batch, ckpt_path=begun)
-        found["goes on"][batch] = images, running.global_step
+    for batch, (moment, (checkpoint, _)) in itertools.product((BATCH, 2 * BATCH), begun.items()):
+        _, images, _, running = fit(folder, arrays, "SimCLR", PROCESSES, batch, ckpt_path=checkpoint)
+        found["goes on"][moment, batch] = images, running.global_step
     found["sent"] = sent(rank, folder, arrays)
     return found
 
@@ -101,16 +102,18 @@ def sent(rank, folder, arrays):
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory, arrays):
-    """A checkpoint of one process, after 3 batches of an epoch, and the images that these showed."""
-    folder = tmp_path_factory.mktemp("begun")
-    _, images, _, running = fit(folder, arrays, "SimCLR", trainer={"max_epochs": 1, "max_steps": 3})
-    running.save_checkpoint(folder / "mid.ckpt")
-    return folder / "mid.ckpt", images
+    """Checkpoints of one process, after 3 batches of an epoch and at its end, and the images that were shown."""
+    folder, found = tmp_path_factory.mktemp("begun"), {}
+    for moment, steps in (("mid-epoch", 3), ("epoch end", -1)):
+        _, images, _, running = fit(folder, arrays, "SimCLR", trainer={"max_epochs": 1, "max_steps": steps})
+        running.save_checkpoint(folder / f"{moment}.ckpt")
+        found[moment] = folder / f"{moment}.ckpt", images
+    return found
 
 
 @pytest.fixture(scope="module")
 def halves(two_processes, tmp_path_factory, arrays, begun):
-    return two_processes(one_process, tmp_path_factory.mktemp("processes"), arrays, begun[0])
+    return two_processes(one_process, tmp_path_factory.mktemp("processes"), arrays, begun)
 
 
 @pytest.mark.filterwarnings("ignore:the loss of .* sits at")
@@ -127,13 +130,17 @@ def test_two_processes_have_the_losses_and_weights_of_one_with_the_whole_batch(h
             assert torch.equal(state_first[name], state_second[name]), name
 
 
-def test_a_run_goes_on_with_another_number_of_processes_and_shows_no_image_again(halves, begun):
-    shown = [i for images in begun[1] for i in images]
-    for batch, left in ((BATCH, 4), (2 * BATCH, 2)):
-        rest = [sum((found["goes on"][batch][0][step] for found in halves), []) for step in range(left)]
-        assert [len(images) for images in rest] == [batch] * left
-        assert not set(shown) & set(sum(rest, []))
-        assert [found["goes on"][batch][1] for found in halves] == [3 + left + 60 // batch] * 2
+@pytest.mark.parametrize(("moment", "batch", "steps"), [
+    ("mid-epoch", BATCH, 3 + 4 + 7), ("mid-epoch", 2 * BATCH, 3 + 2 + 3),
+    ("epoch end", BATCH, 7 + 7), ("epoch end", 2 * BATCH, 7 + 3)])
+def test_a_run_goes_on_with_another_number_of_processes_and_shows_no_image_again(halves, begun, moment, batch, steps):
+    shown = sum(begun[moment][1], []) if moment == "mid-epoch" else []            # another epoch shows all again
+    of_both = zip(*(found["goes on"][moment, batch][0] for found in halves), strict=True)
+    together = [first + second for first, second in of_both]
+    assert {len(images) for images in together} == {batch}
+    epoch = sum(together[:-(60 // batch)] if moment == "mid-epoch" else together, [])
+    assert len({*shown, *epoch}) == len(shown) + len(epoch)
+    assert [found["goes on"][moment, batch][1] for found in halves] == [steps] * 2
 
 
 def test_only_buffers_that_differ_between_processes_are_sent(halves):
