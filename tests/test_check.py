@@ -15,6 +15,7 @@ from ssl_zoo.contract import gloo
 from ssl_zoo.distributed import gather, rank
 from ssl_zoo.heads import mlp
 from ssl_zoo.method import Method
+from ssl_zoo.methods import SimCLR
 from tests.conftest import small
 
 
@@ -230,6 +231,7 @@ def test_a_check_leaves_chance_and_the_runs_seed_as_they_were(monkeypatch):
 
 BROKEN_MODULE = """
 from ssl_zoo.method import Method
+from ssl_zoo.methods import SimCLR
 
 class Constant(Method):
     def __init__(self, number: int, **kwargs):
@@ -288,3 +290,12 @@ def test_what_cannot_be_checked_is_refused_in_a_sentence(arguments, said):
     with pytest.raises(SystemExit) as refused:
         run(["check", *arguments])
     assert said in refused.value.code.splitlines()[0]
+
+
+@pytest.mark.parametrize("gone", ["Connection closed by peer [127.0.0.1]:1", "Read error: Connection reset by peer",
+                                  "writev: Broken pipe"])
+def test_the_cause_comes_before_what_the_other_process_sees_of_it(gone):
+    found = [gloo.Failure(f"RuntimeError: {gone}"), gloo.Failure("ZeroDivisionError: nothing to divide by")]
+    for one in (found, found[::-1]):
+        with pytest.raises(contract.Broken, match="on one of two processes: ZeroDivisionError"):
+            gloo.processes(partial(small, SimCLR, projector=(16, 8)), one)

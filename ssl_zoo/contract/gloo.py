@@ -1,6 +1,7 @@
 """The check that two processes make: half of each batch on each gives what all of it gives on one."""
 
 import pickle
+import re
 import time
 import traceback
 import warnings
@@ -54,7 +55,7 @@ def processes(build: Build, found: Sequence[Found] | None = None) -> None:
     first, second = found or in_two_processes({"it": build})["it"]
     failures = [one.sentence for one in (first, second) if isinstance(one, Failure)]
     if failures:      # where one fails, the other may only see that it is gone: the cause comes first
-        cause = min(failures, key=lambda said: "Connection closed by peer" in said)
+        cause = min(failures, key=lambda said: bool(re.search("Connection (closed|reset) by peer|Broken pipe", said)))
         raise Broken(f"on one of two processes: {cause}")
     assert isinstance(first, list)
     assert isinstance(second, list)
