@@ -24,6 +24,15 @@ os.environ["OMP_NUM_THREADS"] = "1"   # of the processes and kernels that tests 
 torch.set_num_threads(1)
 
 
+@pytest.fixture
+def process(monkeypatch):
+    """Makes torch.distributed say that this is one of several processes."""
+    def of(rank, processes):
+        for name, value in (("is_initialized", True), ("get_rank", rank), ("get_world_size", processes)):
+            monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    return of
+
+
 @pytest.fixture(scope="session")
 def arrays(tmp_path_factory):
     """A file of 60 + 24 labelled images of 16 pixels, three classes by mean colour."""

@@ -30,15 +30,6 @@ def seed(monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", str(SEED))
 
 
-@pytest.fixture
-def process(monkeypatch):
-    """Makes torch.distributed say that this is one of several processes."""
-    def of(rank, processes):
-        for name, value in (("is_initialized", True), ("get_rank", rank), ("get_world_size", processes)):
-            monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
-    return of
-
-
 def resident(images):
     """Images whose pixels are their place and whose label is its last digit."""
     places = torch.arange(images)

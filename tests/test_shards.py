@@ -26,15 +26,6 @@ def seed(monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", str(SEED))
 
 
-@pytest.fixture
-def process(monkeypatch):
-    """Makes torch.distributed say that this is one of several processes."""
-    def of(rank, processes):
-        for name, value in (("is_initialized", True), ("get_rank", rank), ("get_world_size", processes)):
-            monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
-    return of
-
-
 def jpeg(i, kind="JPEG"):
     file = io.BytesIO()
     Image.fromarray(picture(14 + i % 5, 19 - i % 7, i)).save(file, kind, quality=95)

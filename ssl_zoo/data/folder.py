@@ -6,16 +6,16 @@ import torch
 
 from ssl_zoo.data.canvases import decode_once
 from ssl_zoo.data.decoding import MAX_PIXELS, SUFFIXES
-from ssl_zoo.data.images import Images
+from ssl_zoo.data.images import OfFiles
 from ssl_zoo.data.labels import class_order, read_rows
 from ssl_zoo.data.layout import Labelled, Part, understand
-from ssl_zoo.data.levels import Choice, fitted
+from ssl_zoo.data.levels import Choice
 from ssl_zoo.data.sources import Files
 from ssl_zoo.data.summary import Understood
 from ssl_zoo.data.tree import counted, some_of
 
 
-class ImageFolder(Images):
+class ImageFolder(OfFiles):
     """The images of a folder, of any sizes: flat and unlabelled, or with one sub-folder for each class.
 
     Sub-folders train and val (or test, in any case, as in Train or val2017) are the two parts. Without them, if there
@@ -57,8 +57,7 @@ class ImageFolder(Images):
                  levels: Choice = "file", background: str = "white", max_pixels: int = MAX_PIXELS):
         super().__init__(batch_size, train_images, workers, strict)
         self.decode_by(levels, channels, background=background, max_pixels=max_pixels)
-        if not 0 < held_out < 1:
-            raise ValueError(f"held_out is a share of each class between 0 and 1, not {held_out}")
+        check_held_out(held_out)
         if labelled not in ("auto", True, False):
             raise ValueError(f"labelled is auto, true or false, not {labelled}")
         if labels is not None and labelled is False:
@@ -72,12 +71,6 @@ class ImageFolder(Images):
     def prepare_data(self) -> None:
         if self.cache is not None:
             self.setup("fit")   # Lightning lets one process of a node write the cache while the others wait for it
-
-    def fit_levels(self) -> None:
-        self.decoder = fitted(self.train, self.levels, self.workers)
-        self.levels = self.decoder.levels
-        self.train = self.train.decoded_by(self.decoder)
-        self.test = None if self.test is None else self.test.decoded_by(self.decoder)
 
     def kept(self, part: Files) -> Files:
         return part if self.cache is None else decode_once(part, self.cache, self.cache_size, self.workers)
@@ -113,6 +106,11 @@ def beside(root: Path, name: str) -> Path:
     """A file in the current folder, or else in `root`."""
     given = Path(name).expanduser()
     return given if given.is_file() or not (root / given).is_file() else root / given
+
+
+def check_held_out(share: float) -> None:
+    if not 0 < share < 1:
+        raise ValueError(f"held_out is a share of each class between 0 and 1, not {share}")
 
 
 def hold_out(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:

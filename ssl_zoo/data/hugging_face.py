@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from ssl_zoo.data.decoding import MAX_PIXELS, Decoder, LeftOut
-from ssl_zoo.data.folder import hold_out
-from ssl_zoo.data.images import Images
+from ssl_zoo.data.folder import check_held_out, hold_out
+from ssl_zoo.data.images import OfFiles
 from ssl_zoo.data.labels import LABELS, as_places
 from ssl_zoo.data.layout import TEST, TRAIN, split_name
-from ssl_zoo.data.levels import Choice, fitted
+from ssl_zoo.data.levels import Choice
 from ssl_zoo.data.sources import file_states
 from ssl_zoo.data.streams import Enclosed
 from ssl_zoo.data.summary import Understood
@@ -20,7 +20,7 @@ from ssl_zoo.data.tree import some_of
 NAMES = ("image", "images", "img", "picture", "jpg", "png", "pixel_values", "bytes")
 
 
-class HuggingFaceImages(Images):
+class HuggingFaceImages(OfFiles):
     """Images in Parquet files, or in a data set of Hugging Face's library `datasets` that was saved to disk.
 
     Nothing is fetched. Parquet files are copied once into the library's cache (HF_DATASETS_CACHE), from which any row
@@ -53,19 +53,12 @@ class HuggingFaceImages(Images):
                  max_pixels: int = MAX_PIXELS):
         super().__init__(batch_size, train_images, workers, strict)
         self.decode_by(levels, channels, background=background, max_pixels=max_pixels)
-        if not 0 < held_out < 1:
-            raise ValueError(f"held_out is a share of each class between 0 and 1, not {held_out}")
+        check_held_out(held_out)
         self.root, self.image, self.label = root, image, label
         self.held_out, self.evaluation_size = held_out, evaluation_size
 
     def prepare_data(self) -> None:
         read(Path(self.root).expanduser())   # one process fills the library's cache while the others wait
-
-    def fit_levels(self) -> None:
-        self.decoder = fitted(self.train, self.levels, self.workers)
-        self.levels = self.decoder.levels
-        self.train = self.train.decoded_by(self.decoder)
-        self.test = None if self.test is None else self.test.decoded_by(self.decoder)
 
     def load(self) -> tuple["Rows", "Rows | None", list[str]]:
         parts = read(Path(self.root).expanduser())

@@ -14,7 +14,7 @@ import torch
 from ssl_zoo import distributed
 from ssl_zoo.data.decoding import Decoder, LeftOut, Unread
 from ssl_zoo.data.labels import testable
-from ssl_zoo.data.levels import Choice
+from ssl_zoo.data.levels import Choice, fitted
 from ssl_zoo.data.orders import Order, in_order
 from ssl_zoo.data.sources import Files, Loader, Resident, none_readable
 from ssl_zoo.data.summary import Understood, summary
@@ -211,3 +211,16 @@ class Images(pl.LightningDataModule):
             raise ValueError(f"{min(map(len, parts))} images to evaluate cannot be shared by {world_size()} processes: "
                              "train on fewer devices")
         return [Loader(part, EVALUATION_BATCH, self.workers, strict=self.strict) for part in parts]
+
+
+class OfFiles(Images):
+    """A data module of files, of whatever depth, whose levels are fitted to the training part."""
+
+    train: Files
+    test: Files | None
+
+    def fit_levels(self) -> None:
+        self.decoder = fitted(self.train, self.levels, self.workers)
+        self.levels = self.decoder.levels
+        self.train = self.train.decoded_by(self.decoder)
+        self.test = None if self.test is None else self.test.decoded_by(self.decoder)

@@ -9,17 +9,17 @@ from ssl_zoo import distributed
 from ssl_zoo.data.counting import find, holds_shards, index_of
 from ssl_zoo.data.decoding import MAX_PIXELS
 from ssl_zoo.data.fetching import Scratch, is_address
-from ssl_zoo.data.folder import ImageFolder, hold_out
-from ssl_zoo.data.images import Images
+from ssl_zoo.data.folder import ImageFolder, check_held_out, hold_out
+from ssl_zoo.data.images import Images, OfFiles
 from ssl_zoo.data.labels import as_places
-from ssl_zoo.data.levels import Choice, fitted
+from ssl_zoo.data.levels import Choice
 from ssl_zoo.data.shard_index import Index, words_of
 from ssl_zoo.data.sources import Loader
 from ssl_zoo.data.streams import Shards
 from ssl_zoo.data.summary import Understood
 
 
-class ImageShards(Images):
+class ImageShards(OfFiles):
     """Images in the tar files of WebDataset, called shards, for sets that are too large for files of their own.
 
     Each process reads its own share of the shards, in a new order in every epoch, and shuffles a block of them at a
@@ -61,20 +61,13 @@ class ImageShards(Images):
                  background: str = "white", max_pixels: int = MAX_PIXELS):
         super().__init__(batch_size, train_images, workers, strict)
         self.decode_by(levels, channels, background=background, max_pixels=max_pixels)
-        if not 0 < held_out < 1:
-            raise ValueError(f"held_out is a share of each class between 0 and 1, not {held_out}")
+        check_held_out(held_out)
         if block < 1:
             raise ValueError(f"block is at least 1 shard, not {block}")
         self.root, self.test_root, self.evaluation, self.held_out = root, test, evaluation, held_out
         self.evaluation_size, self.block, self.image, self.with_labels = evaluation_size, block, image, labelled
         self.scratch: Scratch | None = None
         self.pair: Images | None = None   # whose parts are evaluated
-
-    def fit_levels(self) -> None:
-        self.decoder = fitted(self.train, self.levels, self.workers)
-        self.levels = self.decoder.levels
-        self.train = self.train.decoded_by(self.decoder)
-        self.test = None if self.test is None else self.test.decoded_by(self.decoder)
 
     def load(self) -> tuple[Shards, Shards | None, list[str]]:
         scratch = self.scratch = self.scratch or Scratch()
