@@ -142,7 +142,16 @@ def last_good(trainer: pl.Trainer) -> str:
     return f"; the last good checkpoint is {found}" if found else "; no checkpoint had been saved yet"
 
 
-class LastCheckpoint(pl.callbacks.ModelCheckpoint):
+class InRunFolder(pl.callbacks.ModelCheckpoint):
+    """Saves in checkpoints/ of the run's folder, where no other place is named."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.dirpath is None and (folder := run_folder(trainer)) is not None:
+            self.dirpath = str(folder / "checkpoints")
+        super().setup(trainer, pl_module, stage)
+
+
+class LastCheckpoint(InRunFolder):
     """Keeps the newest state in checkpoints/last.ckpt, whatever a recipe keeps beside it.
 
     It is saved at the end of each epoch, before an evaluation, which may take long, every `every_n_steps` of
@@ -155,8 +164,6 @@ class LastCheckpoint(pl.callbacks.ModelCheckpoint):
         self.within = False   # the run ends within this epoch
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self.dirpath is None and (folder := run_folder(trainer)) is not None:
-            self.dirpath = str(folder / "checkpoints")
         super().setup(trainer, pl_module, stage)
         callbacks: list[Any] = trainer.callbacks   # type: ignore[attr-defined]
         self.steps = next((one.every_n_steps for one in callbacks if isinstance(one, Checkpoints)), None)
@@ -192,7 +199,7 @@ class LastCheckpoint(pl.callbacks.ModelCheckpoint):
             trainer.save_checkpoint(self.format_checkpoint_name({}), weights_only=False)
 
 
-class Checkpoints(pl.callbacks.ModelCheckpoint):
+class Checkpoints(InRunFolder):
     """Which checkpoints are saved beside the one at the end of each epoch, checkpoints/last.ckpt.
 
     Args:
@@ -210,11 +217,6 @@ class Checkpoints(pl.callbacks.ModelCheckpoint):
                              "end of each epoch only")
         super().__init__(save_top_k=-1, every_n_epochs=every_n_epochs or 0, save_on_train_epoch_end=True)
         self.every_n_steps, self.full_disk = every_n_steps, full_disk
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self.dirpath is None and (folder := run_folder(trainer)) is not None:
-            self.dirpath = str(folder / "checkpoints")
-        super().setup(trainer, pl_module, stage)
 
 
 def stepped(trainer: pl.Trainer, batch_idx: int) -> bool:
