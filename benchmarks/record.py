@@ -2,14 +2,10 @@
 
 import json
 import os
-import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import ssl_zoo
+from ssl_zoo import provenance
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,17 +19,14 @@ def data(name: str) -> Path:
 
 
 def commit() -> str:
-    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True,
-                          text=True).stdout.strip()
+    return (provenance.package_code()["commit"] or "")[:7]
 
 
 def record(name: str, figures: Any) -> None:
-    model = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), platform.processor())
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    result = {"figures": figures, "machine": {"cpu": model, "cores": os.cpu_count(), "gpu": device},
-              "versions": {"ssl_zoo": ssl_zoo.__version__, "torch": torch.__version__,
-                           "python": platform.python_version()}, "commit": commit()}
+    made = provenance.provenance()
+    kept = {one: made[one] for one in ("date", "command", "machine")}     # no folder of this machine's
+    result = {"figures": figures, **kept, "versions": {"ssl_zoo": made["ssl_zoo"]["version"], **made["packages"]},
+              "commit": commit(), "clean": made["ssl_zoo"]["clean"]}
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")

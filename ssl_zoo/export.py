@@ -17,11 +17,13 @@ from ssl_zoo import encoders
 from ssl_zoo.files import put, whole
 from ssl_zoo.finite import require_finite
 from ssl_zoo.paths import encoder_files
+from ssl_zoo.provenance import provenance
 from ssl_zoo.weights import uncompiled
 
 
 def save_encoder(encoder: encoders.Encoder, path: str | Path, *, size: int | None = None,
-                 recipe: Any = None, metrics: dict[str, float] | None = None) -> Path:
+                 recipe: Any = None, metrics: dict[str, float] | None = None,
+                 origin: Mapping[str, Any] | None = None) -> Path:
     """Write `path` (.safetensors) and, beside it, what the tensors are (.json).
 
     Args:
@@ -29,6 +31,7 @@ def save_encoder(encoder: encoders.Encoder, path: str | Path, *, size: int | Non
         size: side of the images that the encoder saw last, pixels.
         recipe: plain values that made the run.
         metrics: by name of protocol.
+        origin: the provenance of the run, as it has recorded it; that of this call where left out.
 
     Returns:
         The path written.
@@ -51,6 +54,7 @@ def save_encoder(encoder: encoders.Encoder, path: str | Path, *, size: int | Non
                           "mean": encoder.arguments["mean"], "std": encoder.arguments["std"]},
         "metrics": metrics or {},
         "recipe": recipe,
+        "provenance": origin or provenance(),
         "versions": {"ssl_zoo": ssl_zoo.__version__, "torch": torch.__version__,
                      "torchvision": torchvision.__version__},
     }

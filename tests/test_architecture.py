@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssl_zoo"
-LAYERS = ["paths files finite own_code distributed schedules", "pictures weights blocks grouped", "views published",
-          "losses assignment memory heads encoders optim draws",
+LAYERS = ["paths files finite own_code distributed schedules", "pictures weights blocks grouped provenance",
+          "views published", "losses assignment memory heads encoders optim draws",
           "adaptive mixing sketching export start batches multi_view clusters vocabulary slots quality", "course",
           "method", "checkpoints saving", "methods data stopping monitor peers", "evaluation",
           "metrics bench features", "alike", "contract", "cli", "__main__"]

@@ -19,10 +19,12 @@ def export(arguments: Sequence[str]) -> None:
     from ssl_zoo.checkpoints import load_method, read_checkpoint
     from ssl_zoo.evaluation.report import metrics, whole_recipe
     from ssl_zoo.export import save_encoder
+    from ssl_zoo.provenance import left_by
     method, content = load_method(checkpoint, options.trust), read_checkpoint(checkpoint)
     states = content.get("callbacks", {}).values()           # none where only the weights were saved
     report: Any = next((state for state in states if isinstance(state, dict) and {"columns", "size"} <= state.keys()),
                        {"columns": {}, "size": None})
+    folder = checkpoint.resolve().parents[1]
     print(save_encoder(method.evaluated, options.output or checkpoint.with_suffix(".safetensors"), size=report["size"],
-                       recipe=whole_recipe(checkpoint.resolve().parents[1], method),
+                       recipe=whole_recipe(folder, method), origin=left_by(folder),
                        metrics=dict(metrics(report["columns"], content["epoch"] + 1, content["global_step"]))))

@@ -13,13 +13,13 @@ from lightning_fabric.plugins.collectives.torch_collective import default_pg_tim
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from ssl_zoo import data, encoders, evaluation, methods, monitor, optim, peers, saving, stopping
+from ssl_zoo import data, encoders, evaluation, methods, monitor, optim, peers, provenance, saving, stopping
 from ssl_zoo.checkpoints import check_resumable, read_checkpoint
 from ssl_zoo.cli import places
 from ssl_zoo.cli.messages import parse_error
 from ssl_zoo.cli.recipes import run_name
 from ssl_zoo.data import arrays, digits, folder, hugging_face, shards, torchvision_sets
-from ssl_zoo.distributed import run_folder
+from ssl_zoo.distributed import run_folder, run_seed
 from ssl_zoo.evaluation import callback, former
 from ssl_zoo.method import Method
 from ssl_zoo.views.specs import PRESETS
@@ -53,12 +53,17 @@ class Parser(LightningArgumentParser):
 
 
 class Recipe(SaveConfigCallback):
-    """Leaves a run's whole configuration in its folder, where Lightning's is in the place of all runs of a service."""
+    """Leaves a run's whole configuration and its provenance in its folder.
+
+    Lightning's own is in the place of all runs of a service.
+    """
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if (folder := run_folder(trainer)) is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, str(folder / "config.yaml"), skip_none=False, overwrite=True)
+            provenance.leave(folder, seed=run_seed(), data=getattr(trainer, "datamodule", None),
+                             resumed=self.config.get("ckpt_path"))
 
 
 class Cli(LightningCLI):

@@ -2,10 +2,10 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssl_zoo import distributed
 from ssl_zoo.distributed import run_folder
-from ssl_zoo.evaluation import charts, report
+from ssl_zoo.evaluation import charts, records, report
 from ssl_zoo.evaluation.features import Features, Pass, no_accuracy, not_finite
 from ssl_zoo.evaluation.health import Distribution, similarities
 from ssl_zoo.evaluation.protocol import Context, Measured, Picture, Protocol
@@ -28,6 +28,7 @@ from ssl_zoo.files import free, put
 from ssl_zoo.losses import unit
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.pictures import publish
+from ssl_zoo.provenance import left_by, provenance
 
 DEFAULT = ("knn", "linear_cached", "health", "neighbours")
 
@@ -213,14 +214,17 @@ class Report(pl.Callback):
             self.pixels.add(dataloader_idx, batch_idx, Features(pixels, batch.labels, batch.index))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        found = evaluations(trainer)
+        if trainer.state.fn == "validate":
+            scores = {name: score for one in found for name, score in one.scores.items()}
+            self.record(trainer, "validation", {"encoder": values(scores)}, scores)
         if trainer.state.fn != "fit" or trainer.sanity_checking and not self.of_untrained(trainer):
             return                            # of a few batches, or of an encoder that has learnt already
-        found = evaluations(trainer)
         if self.pixels.shares():
             self.columns[report.PIXELS] = of_pixels(found, self.pixels)
             self.pixels = Pass()
         scores = {name: score for one in found for name, score in one.scores.items()}
-        self.columns[moment(trainer)] = {name: score.value for name, score in scores.items()}
+        self.columns[moment(trainer)] = values(scores)
         self.last = scores
         if trainer.sanity_checking:
             self.before = {name: score for name, score in scores.items() if name == judge(scores)}
@@ -242,7 +246,8 @@ class Report(pl.Callback):
             return
         metrics = dict(report.metrics(self.columns, trainer.current_epoch, trainer.global_step))
         path = save_encoder(pl_module.evaluated, free(folder / "encoder.safetensors"), size=self.size, metrics=metrics,
-                            recipe=report.whole_recipe(folder, pl_module))
+                            recipe=report.whole_recipe(folder, pl_module), origin=left_by(folder))
+        self.record(trainer, "run", self.columns, self.last, self.before)
         protocols = [one for found in evaluations(trainer) for one in found.protocols]
         said = f"\n{report.run_verdict(self.columns, self.last, self.before)}\n" * bool(metrics and self.last)
         datamodule: Any = trainer.datamodule   # type: ignore[attr-defined]
@@ -259,6 +264,18 @@ class Report(pl.Callback):
             print(f"{report.epoch(trainer.current_epoch)} was not evaluated: ssl-zoo evaluate {path}\n")
         print("\n".join(f"{name:20}{place}" for name, place in left.items() if place.exists()))
 
+    def record(self, trainer: pl.Trainer, kind: Literal["run", "validation"],
+               columns: Mapping[str, Mapping[str, float]], last: Mapping[str, Score],
+               before: Mapping[str, Score] | None = None) -> None:
+        """Leave report.json in the run's folder."""
+        folder, datamodule = run_folder(trainer), getattr(trainer, "datamodule", None)
+        if trainer.is_global_zero and folder is not None and folder.is_dir() and any(columns.values()):
+            made = left_by(folder) or provenance(seed=distributed.run_seed(), data=datamodule)
+            protocols = [one for found in evaluations(trainer) for one in found.protocols]
+            verdict = report.of_last(last, before or {}) if kind == "run" and last else None
+            put(free(folder / "report.json"),
+                records.of_run(kind, datamodule, columns, last, protocols, verdict, made))
+
     def state_dict(self) -> dict[str, Any]:
         return {"columns": self.columns, "size": self.size,
                 "before": {name: list(score) for name, score in self.before.items()}}
@@ -266,6 +283,10 @@ class Report(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.columns, self.size = state_dict["columns"], state_dict["size"]
         self.before = {name: Score(*parts) for name, parts in state_dict.get("before", {}).items()}
+
+
+def values(scores: Mapping[str, Score]) -> dict[str, float]:
+    return {name: score.value for name, score in scores.items()}
 
 
 def of_pixels(found: Sequence[Evaluation], pixels: Pass) -> dict[str, float]:
@@ -277,7 +298,7 @@ def of_pixels(found: Sequence[Evaluation], pixels: Pass) -> dict[str, float]:
     of_raw = Evaluation([copy.copy(protocol) for evaluation in found if evaluation.latest
                          for protocol in evaluation.protocols if protocol.needs_labels])
     measured = of_raw.measure(pixels, Context("raw pixels", running=True))
-    return {name: score.value for _, one in measured for name, score in one.scores.items()}
+    return {name: value for _, one in measured for name, value in values(one.scores).items()}
 
 
 class ScoreRecorder(pl.Callback):

@@ -7,11 +7,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-import torchvision
 from PIL import Image
 
-import ssl_zoo
 from ssl_zoo.evaluation import seeds
 from ssl_zoo.evaluation.protocol import Picture, Protocol, Quantity, quantity
 from ssl_zoo.evaluation.protocols import find, names
@@ -22,6 +19,7 @@ from ssl_zoo.evaluation.verdict import Verdict, judge, of_guessing, verdict
 from ssl_zoo.files import put
 from ssl_zoo.paths import plain_yaml
 
+FORMAT = 2   # of report.json; the first had no such field, and versions in place of provenance
 PIXELS, BEFORE = "raw pixels", "untrained encoder"   # the columns of a run's table that are not an epoch
 LINES = ("knn_dino", "linear_cached", "retrieval/map", "health/rankme", "health/feature_std", "linear_dense")
 SHOWN = (*LINES[:2], *(f"balanced_accuracy/{name}" for name in LINES[:2]), *LINES[2:])   # unless protocols were named
@@ -222,7 +220,8 @@ def printed(found: Comparison, everything: bool = False) -> str:
     return f"{table}\n{legend(found.samples)}\n{said}"
 
 
-def write(folder: Path, data: Mapping[str, Any], found: Comparison, pictures: Sequence[Path]) -> None:
+def write(folder: Path, data: Mapping[str, Any], found: Comparison, pictures: Sequence[Path],
+          provenance: Mapping[str, Any]) -> None:
     """Leave report.json, report.md and the pictures of all encoders together in `folder`.
 
     Args:
@@ -234,14 +233,13 @@ def write(folder: Path, data: Mapping[str, Any], found: Comparison, pictures: Se
     images = next(iter(found.columns.values())).about["images"]
     sentences = describe([name for column in found.columns.values() for name in column.scores], found.protocols)
     put(folder / "report.json", json.dumps({
+        "format": FORMAT, "kind": "evaluation", "provenance": provenance,
         "data": {**data, "images": images},
         "encoders": {name: {**column.about, "scores": as_values(column.scores), "notes": column.notes}
                      for name, column in found.columns.items()},
         "differences": differences(singly(found.scores)), **of_seeds(found),
         "verdicts": {name: one._asdict() for name, one in found.verdicts.items()},
-        "left_out": found.left_out, "protocols": sentences,
-        "versions": {"ssl_zoo": ssl_zoo.__version__, "torch": torch.__version__,
-                     "torchvision": torchvision.__version__}}, indent=2) + "\n")
+        "left_out": found.left_out, "protocols": sentences}, indent=2) + "\n")
     each = found.samples.keys() != found.columns.keys()
     put(folder / "report.md", "\n".join([
         f"# Evaluation on {' and '.join(f'{count:,} {which}' for which, count in images.items())} images\n",
@@ -317,11 +315,15 @@ def table(columns: Mapping[str, Mapping[str, float]], protocols: Sequence[Protoc
 def run_verdict(columns: Mapping[str, Mapping[str, float]], last: Mapping[str, Score],
                 before: Mapping[str, Score]) -> str:
     """Of a run's last evaluation against the untrained encoder; it says where raw pixels have more."""
-    one, other = singly({"last": last, BEFORE: before}).values()
-    found, name = verdict(one, other, f"the {BEFORE}", learnt=True), judge(last)
+    found, name = of_last(last, before), judge(last)
     if name is not None and (of_pixels := columns.get(PIXELS, {}).get(name, 0.0)) > last[name].value:
         return f"{found}; raw pixels have {shown(of_pixels, percent=True)} %"
     return str(found)
+
+
+def of_last(last: Mapping[str, Score], before: Mapping[str, Score]) -> Verdict:
+    one, other = singly({"last": last, BEFORE: before}).values()
+    return verdict(one, other, f"the {BEFORE}", learnt=True)
 
 
 def highest(columns: Mapping[str, Mapping[str, float]], protocols: Sequence[Protocol]) -> str:

@@ -26,6 +26,7 @@ from ssl_zoo.evaluation.report import Column, Comparison
 from ssl_zoo.evaluation.seeds import Origin, groups
 from ssl_zoo.export import fingerprint
 from ssl_zoo.finite import require_finite as require_finite_weights
+from ssl_zoo.provenance import of_encoder, provenance
 from ssl_zoo.views import Augmentation, ViewSpec
 from ssl_zoo.views.specs import PRESETS
 
@@ -58,17 +59,17 @@ def evaluate(encoders: Mapping[str, Encoder], data: "Images", folder: Path, *,
     taken = Source(data, data.val_dataloader(), features or folder / "features", half)
     about = {"class": type(data).__name__, "classes": data.classes, "fingerprints": taken.fingerprints,
              "understood": data.summary.splitlines()}
-    known, pictures = nothing_yet(chosen, origins or {}), []
+    known, pictures, made = nothing_yet(chosen, origins or {}), [], provenance(data=data)
     for name, encoder in encoders.items():
         try:
-            column = known.columns[name] = measure(name, encoder, taken, chosen, epochs)
+            column = known.columns[name] = measure(name, encoder, taken, chosen, epochs, whence(origins, name))
         except ValueError as error:                  # about this encoder: the others are measured all the same
             known.failed[name] = str(error)
             continue
         try:
             pictures += [report.save(folder, name if len(encoders) > 1 else "", kind, draw())
                          for kind, draw in column.pictures.items()]
-            report.write(folder, about, known, pictures)
+            report.write(folder, about, known, pictures, made)
             known = known._replace(unwritten="")
         except OSError as error:
             known = known._replace(unwritten=f"the report could not be written to {folder} ({error}): make room there; "
@@ -83,6 +84,14 @@ def nothing_yet(chosen: Sequence[Protocol], origins: Mapping[str, Origin]) -> Co
     seeds, said = groups(origins)
     untrained = [name for name, origin in origins.items() if origin.untrained]
     return Comparison(chosen, {}, {}, seeds=seeds, untrained=untrained, said=said)
+
+
+def whence(origins: Mapping[str, Origin] | None, name: str) -> dict[str, Any]:
+    """The file of an encoder, and the provenance that this says it has."""
+    if not origins or name not in origins or origins[name].untrained:
+        return {"path": None}
+    path = origins[name].path
+    return {"path": str(path), "provenance": of_encoder(path)}
 
 
 def make(folder: Path) -> None:
@@ -107,12 +116,14 @@ def choose(protocols: Sequence[str | Protocol] | None, dense: Path | None) -> li
     return chosen
 
 
-def measure(name: str, encoder: Encoder, source: "Source", protocols: Sequence[Protocol], epochs: int | None) -> Column:
+def measure(name: str, encoder: Encoder, source: "Source", protocols: Sequence[Protocol], epochs: int | None,
+            origin: Mapping[str, Any]) -> Column:
     """What all protocols find of one encoder; one that cannot be measured leaves a sentence."""
     require_finite_weights(encoder, name, "take an earlier checkpoint of its run")
     source.read_as(encoder)
     check_size(encoder, source.size)
-    column = Column({"fingerprint": fingerprint(encoder), "features": encoder.dim, "images": {}}, {}, [], {}, {})
+    about = {**origin, "fingerprint": fingerprint(encoder), "features": encoder.dim, "images": {}}
+    column = Column(about, {}, [], {}, {})
     parts = source.plain(name, encoder, column)
     context = Context(name, source.data.classes, source.image, encoder=encoder, size=source.size, epochs=epochs,
                       views=partial(source.views, encoder), batches=source.batches)
