@@ -1,7 +1,7 @@
-"""Write measured numbers into the recipes' headings and the README, from the records in results/: none is typed.
+"""Write measured numbers into recipes' headings, the README and docs/, from the records in results/: none is typed.
 
-    python benchmarks/render.py            rewrite each recipe's `# Expected:`, what the quickstart prints, and two
-                                           tables of the README: methods' gains, and what runs survive
+    python benchmarks/render.py            rewrite each recipe's `# Expected:`, what the quickstart prints, methods'
+                                           gains, what runs survive, and single figures in sentences
     python benchmarks/render.py --check    only name the files that differ from their records; status 1 if any do
 """
 
@@ -17,10 +17,10 @@ import yaml
 
 from ssl_zoo.cli.recipes import heading, shipped
 
-RESULTS, README = Path(__file__).parent / "results", Path(__file__).parents[1] / "README.md"
+RESULTS, ROOT = Path(__file__).parent / "results", Path(__file__).parents[1]
 PROTOCOLS = ("knn_instdisc", "linear_cached")
-METHODS = "| method | paper | what it compares | kNN |"      # heads of the README's tables
-SURVIVED = "| what happened | survived | steps done twice: mean, most |"
+METHODS = r"\| (?:method|take) \|.* \| kNN \|"              # heads of tables
+SURVIVED = r"\| what happened \| survived \| steps done twice: mean, most \|"
 
 
 def figures(record: str) -> Any:
@@ -77,15 +77,14 @@ def rewritten(text: str, said: str) -> str:
     return re.sub(r"(?m)^# Expected: .*\n(#   .*\n)*", lambda _: "\n".join(lines) + "\n", text, count=1)
 
 
-def readme() -> str:
-    """The README with what the quickstart prints, with each method's gain, what checkpoints cost, what runs
-    survive, and how fast images are read.
+def page(text: str) -> str:
+    """A page of the README or docs/ with the records' figures: what the quickstart prints, each method's gain, what
+    checkpoints cost, what runs survive, and how fast images are read, as far as it has them.
 
-    Without the line on the highest epochs, which are no result.
+    Without the quickstart's line on the highest epochs, which are no result.
     """
     shown = [f"    {line}\n" for line in figures("quickstart")["table"] if not line.startswith("highest")]
-    text = re.sub(r"(?m)(?<=prints what it found and where it is:\n\n)(    .*\n)+", lambda _: "".join(shown),
-                  README.read_text(), count=1)
+    text = re.sub(r"(?m)(?<=prints what it found and where it is:\n\n)(    .*\n)+", lambda _: "".join(shown), text)
     share = figures("checkpoints")["a run"]["share"]
     text = re.sub(r"which takes [\d.]+ % of", f"which takes {percent(share)} of", text)
     rates = [f"{one['images_per_core_second']:.0f} {where}" for one, where in zip(
@@ -98,9 +97,9 @@ def readme() -> str:
 
 
 def with_rows(text: str, head: str, change: Callable[[list[str]], Sequence[str]]) -> str:
-    """The text with other rows in the table that has this head."""
-    before, line, rows, rest = re.split(rf"(?m)(?<=^{re.escape(head)}\n)(\|[-|]+\n)((?:\|.*\n)*)", text, maxsplit=1)
-    return before + line + "".join(f"{row}\n" for row in change(rows.splitlines())) + rest
+    """The text with other rows in every table whose first line matches `head`."""
+    return re.sub(rf"(?m)^({head}\n\|[-|]+\n)((?:\|.*\n)*)", lambda found: found[1] + "".join(
+        f"{row}\n" for row in change(found[2].splitlines())), text)
 
 
 def survived(trials: Sequence[dict[str, Any]]) -> list[str]:
@@ -134,7 +133,8 @@ def main() -> None:
     recipes, said = shipped(), expected()
     files = {recipes[name]: rewritten(recipes[name].read_text(), one) for name, one in said.items()
              if heading(recipes[name])["Expected"] != one}
-    files |= {README: text} if (text := readme()) != README.read_text() else {}
+    pages = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
+    files |= {path: new for path, text in pages.items() if (new := page(text)) != text}
     if "--check" not in sys.argv:
         for file, text in files.items():
             file.write_text(text)

@@ -1,4 +1,4 @@
-"""What the README tells people to type and to write works as it stands there."""
+"""What the README and the pages of docs/ tell people to type and to write works as it stands there, in its order."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,12 +19,39 @@ from ssl_zoo.evaluation.protocols import find, names
 from tests.test_recipes import SmallCIFAR10
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text()
-COMMANDS = [line.strip() for line in TEXT.splitlines() if re.match(r"    (ssl-zoo|make|pip) ", line)]
-PROGRAMS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text()
+         for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
 SMALL = {"--trainer.max_epochs": "1", "--data.batch_size": "4", "--trainer.accelerator": "cpu",
          "--trainer.limit_train_batches": "2", "--trainer.limit_val_batches": "1",
          "--trainer.check_val_every_n_epoch": "1"}
+NO_RUN = ("duplicates", "embed", "evaluate", "export", "preview", "shard", "similar")   # commands that train nothing
+SHELLS = ("sh", "bash", "shell", "console")
+
+
+class Step(NamedTuple):
+    """A command or a Python program of a page."""
+
+    page: str
+    kind: str      # the command's first word, or python
+    text: str
+
+    def __str__(self):
+        return f"{self.page}: {self.text.splitlines()[0][:60]}"
+
+
+def steps(page, text):
+    """Programs stand between ```python and ```; commands are indented by four, or stand between ```sh and ```."""
+    for language, block, line in re.findall(r"(?ms)^ *```(\w*)\n(.*?)^ *```$|^ {4}((?:ssl-zoo|make|pip) .*?)$", text):
+        if language == "python":
+            yield Step(page, "python", block)
+        for command in block.splitlines() if language in SHELLS else [line]:
+            if re.match("(ssl-zoo|make|pip) ", command := command.strip()):
+                yield Step(page, command.split()[0], command)
+
+
+STEPS = [step for page, text in PAGES.items() for step in steps(page, text)]
+FIRST = [step for place, step in enumerate(STEPS)       # what several pages tell to type is run once
+         if step.kind == "python" or step.text not in [earlier.text for earlier in STEPS[:place]]]
 
 
 @pytest.fixture(scope="module")
@@ -42,40 +70,57 @@ def folder(tmp_path_factory):
     os.chdir(before)
 
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("ssl-zoo")
-                                     and not line.startswith("ssl-zoo check")])
-def test_command_works(command, folder, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def defined():
+    """By page the names that its programs have made so far."""
+    return {page: {} for page in PAGES}
+
+
+@pytest.mark.parametrize("step", [step for step in FIRST if step.kind in ("ssl-zoo", "python")], ids=str)
+def test_step_works(step, folder, defined, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    (folder / "my_module.py").write_text(next(program for program in PROGRAMS if "class Align" in program))
+    if step.kind == "python":
+        exec(compile(step.text, step.page, "exec"), defined[step.page])
+        if "class Align" in step.text:
+            (folder / "my_module.py").write_text(step.text)
+        return
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", SmallCIFAR10)
-    arguments = shlex.split(command)[1:]
-    if "--help" in arguments or "--model.help" in arguments or "--print_config" in arguments:
+    arguments = shlex.split(step.text)[1:]
+    if {"--help", "--model.help", "--data.help", "--print_config"} & set(arguments):
         with pytest.raises(SystemExit) as ended:
             run(arguments)
         assert ended.value.code == 0
         assert len(capsys.readouterr().out) > 500
         return
-    if arguments[0] == "recipes":
-        run(arguments)
-        assert "arXiv:2002.05709" in capsys.readouterr().out
-        return
-    small = {} if arguments[0] in (
-        "duplicates", "embed", "evaluate", "export", "preview", "shard", "similar") else dict(SMALL)
+    if arguments[0] != "check":      # which has a test below
+        run([*arguments, *(word for pair in smaller(arguments).items() for word in pair)])
+        sys.modules.pop("my_module", None)
+        check_printed(arguments, capsys.readouterr().out)
+
+
+def smaller(arguments):
+    """Options that make a command of the documents short."""
+    if arguments[0] in (*NO_RUN, "recipes"):
+        return {}
     if arguments[0] == "bench":
-        small = {"--steps": "1", "--data.batch_size": "8"}
+        return {"--steps": "1", "--data.batch_size": "8"}
     if arguments[0] == "validate":
-        small = {"--trainer.limit_val_batches": "1"}
-    if {"--ckpt_path", "--resume"} & set(arguments) and arguments[0] == "fit":
-        small |= {"--trainer.max_epochs": "2"}
-    if chosen := arguments[:2] == ["fit", "my_images"]:
+        return {"--trainer.limit_val_batches": "1"}
+    small = dict(SMALL)
+    if {"--ckpt_path", "--resume"} & set(arguments):
+        small["--trainer.max_epochs"] = "2"
+    if chosen := not arguments[1].startswith("-"):
         del small["--data.batch_size"]   # it is chosen with the method's options
-    if "folder" in command or chosen:
+    if chosen or "folder/" in " ".join(arguments):
         small["--data.workers"] = "0"
-    run([*arguments, *(word for pair in small.items() for word in pair)])
-    printed = capsys.readouterr().out
-    sys.modules.pop("my_module", None)
+    return small
+
+
+def check_printed(arguments, printed):
     if arguments[0] == "export":
         assert printed.strip().endswith("last.safetensors")
+    elif arguments[0] == "recipes":
+        assert "arXiv:2002.05709" in printed
     elif arguments[0] == "embed":
         assert "features.npz: 64 features of each of 20 images" in printed
     elif arguments[0] in ("duplicates", "similar"):
@@ -86,20 +131,18 @@ def test_command_works(command, folder, monkeypatch, capsys):
         assert all(Path(name).is_file() for name in printed.split())
     elif arguments[0] == "bench":
         assert "images/s: steps of 8 images" in printed
-    else:
+    elif arguments[0] in ("evaluate", "fit", "validate"):
         assert "knn_" in printed
 
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("make")])
-def test_make_target_exists(command):
-    subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+@pytest.mark.parametrize("step", [step for step in FIRST if step.kind == "make"], ids=str)
+def test_make_target_exists(step):
+    subprocess.run([*step.text.split(), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_programs_run_in_their_order(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    names: dict = {}
-    for program in PROGRAMS:
-        exec(compile(program, "README.md", "exec"), names)
+def test_programs_do_what_their_page_says(folder, defined):
+    """The last of this file's tests that looks at what the programs above have made."""
+    names = defined["docs/encoders.md"]
     assert len(names["features"]) == 4
     assert names["maps"].shape[:2] == names["features"].shape
     images = torch.rand(2, 3, 64, 64)
@@ -108,18 +151,42 @@ def test_programs_run_in_their_order(folder, monkeypatch):
                            names["encoder"](images))
 
 
-def test_the_method_of_ones_own_is_checked_as_the_readme_shows(tmp_path, monkeypatch, capsys):
-    (tmp_path / "my_module.py").write_text(next(program for program in PROGRAMS if "class Align" in program))
+def test_the_method_of_ones_own_is_checked_as_its_page_shows(tmp_path, monkeypatch, capsys):
+    page = PAGES["docs/own-method.md"]
+    (tmp_path / "my_module.py").write_text(next(step.text for step in STEPS if "class Align" in step.text))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     run(["check", "my_module.Align"])
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1 + len(CHECKS)
-    assert "".join(f"    {line}\n" for line in printed.splitlines()) in TEXT
+    assert "".join(f"    {line}\n" for line in printed.splitlines()) in page
     sys.modules.pop("my_module")
 
 
 def test_every_protocol_is_explained_in_the_words_of_the_reports():
-    table = dict(re.findall(r"^\| `([\w/]+)` \| (.+) \|$", TEXT.partition("## Methods")[0], re.MULTILINE))
+    table = dict(re.findall(r"^\| `([\w/]+)` \| (.+) \|$", PAGES["docs/evaluation.md"], re.MULTILINE))
     assert table == {key: found.sentence for protocol in map(find, names())
                      for key, found in protocol.quantities.items()}
+
+
+def test_the_readme_is_short():
+    assert len(PAGES["README.md"].split()) < 1500
+
+
+def test_programs_that_two_pages_show_are_the_same():
+    shown = {}
+    for step in STEPS:
+        for name in re.findall(r"^class (\w+)", step.text, re.MULTILINE) if step.kind == "python" else ():
+            assert shown.setdefault(name, step.text) == step.text
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_within_the_repository_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        path, _, place = link.partition("#")
+        if "://" in link:
+            continue
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        headings = re.findall(r"(?m)^#+ (.+)$", target.read_text()) if place else ()
+        assert not place or place in [re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings], link
