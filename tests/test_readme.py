@@ -24,6 +24,7 @@ PAGES = {path.relative_to(ROOT).as_posix(): path.read_text()
 SMALL = {"--trainer.max_epochs": "1", "--data.batch_size": "4", "--trainer.accelerator": "cpu",
          "--trainer.limit_train_batches": "2", "--trainer.limit_val_batches": "1",
          "--trainer.check_val_every_n_epoch": "1"}
+FEW = {"--epochs": "1", "--data": "ImageFolder", "--data.root": "my_images", "--data.evaluation_size": "32"}
 NO_RUN = ("duplicates", "embed", "evaluate", "export", "preview", "shard", "similar")   # commands that train nothing
 SHELLS = ("sh", "bash", "shell", "console")
 
@@ -101,7 +102,7 @@ def test_step_works(step, folder, defined, monkeypatch, capsys):
 def smaller(arguments):
     """Options that make a command of the documents short."""
     if arguments[0] in (*NO_RUN, "recipes"):
-        return {}
+        return FEW if {"finetune", "corruptions"} & set(arguments) else {}
     if arguments[0] == "bench":
         return {"--steps": "1", "--data.batch_size": "8"}
     if arguments[0] == "validate":
@@ -132,7 +133,7 @@ def check_printed(arguments, printed):
     elif arguments[0] == "bench":
         assert "images/s: steps of 8 images" in printed
     elif arguments[0] in ("evaluate", "fit", "validate"):
-        assert "knn_" in printed
+        assert any(start in printed for start in ("knn_", "finetune/", "corruptions/"))
 
 
 @pytest.mark.parametrize("step", [step for step in FIRST if step.kind == "make"], ids=str)

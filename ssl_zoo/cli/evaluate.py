@@ -49,7 +49,8 @@ def parser() -> Options:
                         "seconds where left out, but not linear_lbfgs, which is for runs, nor those that train on "
                         "images, for long")
     parser.add_argument("--dense", type=Path, help="folder in Pascal VOC's layout, for a linear probe on feature maps")
-    parser.add_argument("--epochs", type=int, help="of linear_simclr and finetune_simclr, instead of their own")
+    parser.add_argument("--epochs", type=int, help="of linear_simclr, finetune_simclr and, on all labels, finetune; "
+                        "instead of their own")
     parser.add_argument("--half", action="store_true", help="keep the features in float16")
     parser.add_argument("--device", help="where to measure; the GPU if there is one")
     parser.add_argument("--trust", metavar="CLASS", action="append", default=[], help=TRUST)

@@ -38,6 +38,9 @@ class Recipe(NamedTuple):
     lr: float       # at the first step, for a batch of 256
     epochs: int
     frozen: bool    # whether the encoder stays as it is
+    share: float = 1.0           # of the learning rate, for the encoder's weights
+    weight_decay: float = 0.0
+    standardise: bool = False    # whether a BatchNorm without weights stands before the linear layer
 
 
 LINEAR = Recipe("linear_simclr", lr=0.1, epochs=90, frozen=True)
@@ -132,8 +135,10 @@ def learn(recipe: Recipe, encoder: Encoder, train: TrainingBatches, classes: int
     require_steps(name, epochs, batch, steps)
     seed, device, augment = distributed.run_seed(), encoder.mean.device, crop_and_flip(size, encoder.channels)
     with alone(seed, device), tqdm(total=epochs * steps, desc=name, unit="step", file=sys.stderr, disable=None) as bar:
-        model = assemble(encoder, classes, recipe.frozen)
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], momentum=0.9, nesterov=True)
+        model = assemble(encoder, classes, recipe.frozen, recipe.standardise)
+        groups = [{"params": model[0].parameters(), "share": recipe.share}] if not recipe.frozen else []
+        optimizer = torch.optim.SGD([*groups, {"params": model[1:].parameters()}], momentum=0.9, nesterov=True,
+                                    weight_decay=recipe.weight_decay)
 
         def views(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
             train.set_epoch(epoch)
@@ -149,12 +154,13 @@ def learn(recipe: Recipe, encoder: Encoder, train: TrainingBatches, classes: int
     return model
 
 
-def assemble(encoder: Encoder, classes: int, frozen: bool) -> nn.Sequential:
-    """A copy of the encoder, and a linear layer that starts at zero."""
+def assemble(encoder: Encoder, classes: int, frozen: bool, standardise: bool = False) -> nn.Sequential:
+    """A copy of the encoder, perhaps a BatchNorm without weights, and a linear layer that starts at zero."""
     linear = nn.Linear(encoder.dim, classes, device=encoder.mean.device)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
-    return nn.Sequential(copy.deepcopy(encoder).float().train(not frozen).requires_grad_(not frozen), linear)
+    before = [nn.BatchNorm1d(encoder.dim, affine=False, device=encoder.mean.device)] if standardise else []
+    return nn.Sequential(copy.deepcopy(encoder).float().train(not frozen).requires_grad_(not frozen), *before, linear)
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def descend(name: str, optimizer: torch.optim.Optimizer, lr: float, batches: Cal
 
     Args:
         name: of the protocol, for messages.
-        optimizer: its learning rate is set at every step.
+        optimizer: its learning rates are set at every step, that of a group with a `share` to this share of the rate.
         batches: those of an epoch, by its number.
         steps: batches in an epoch.
         loss: of a batch; None to go on to the next one.
@@ -64,7 +64,8 @@ def descend(name: str, optimizer: torch.optim.Optimizer, lr: float, batches: Cal
     for epoch in range(epochs):
         value = None
         for step, batch in enumerate(batches(epoch)):
-            optimizer.param_groups[0]["lr"] = cosine(lr, 0.0, (epoch + step / steps) / epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = group.get("share", 1.0) * cosine(lr, 0.0, (epoch + step / steps) / epochs)
             if (value := loss(batch)) is None:
                 continue
             optimizer.zero_grad()

@@ -105,12 +105,24 @@ def sizes(counts: Tensor, names: Sequence[str]) -> tuple[dict[str, Tensor], list
         else:
             found[str(n)] = counts.clamp_max(n)
     for percent in PERCENT:
-        if percent * counts.sum() < 100 * len(occurring):
-            left_out.append(f"lowshot at {percent}% of the labels: of {counts.sum()} images that is less than one for "
-                            f"each of {len(occurring)} classes")
+        if said := too_few(counts, percent):
+            left_out.append(f"lowshot at {said}")
         else:
-            found[f"{percent}%"] = (counts * percent / 100).round().long().clamp_min(1).minimum(counts)
+            found[f"{percent}%"] = share(counts, percent)
     return found, left_out
+
+
+def too_few(counts: Tensor, percent: float) -> str:
+    """Why this share of the labels cannot be drawn of so many images of each class [C]; empty where it can."""
+    occurring = int((counts > 0).sum())
+    if percent * counts.sum() >= 100 * occurring:
+        return ""
+    return (f"{percent}% of the labels: of {counts.sum()} images that is less than one for each of {occurring} classes")
+
+
+def share(counts: Tensor, percent: float) -> Tensor:
+    """How many images of each class [C] are this share of them, at least one of each that occurs."""
+    return (counts * percent / 100).round().long().clamp_min(1).minimum(counts)
 
 
 def draw(labels: Tensor, wanted: Tensor, seed: int) -> Tensor:

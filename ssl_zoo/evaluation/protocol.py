@@ -10,7 +10,6 @@ from torch import Tensor
 from ssl_zoo.encoders import Encoder
 from ssl_zoo.evaluation.features import Features
 from ssl_zoo.evaluation.score import Score
-from ssl_zoo.views import Augmentation
 
 Picture = Callable[[], Image.Image]   # drawn when it is called: of several processes, one draws
 
@@ -31,7 +30,9 @@ class Context(NamedTuple):
     running: bool = False               # during training, where a measurement must be quick
     encoder: Encoder | None = None
     views: Callable[[], Sequence[Features]] | None = None   # of two of SimCLR's views each of some training images
-    batches: Callable[[Augmentation], tuple[Any, Iterable[Any]]] | None = None   # to train on and to test on
+    batches: Callable[..., tuple[Any, Iterable[Any]]] | None = None   # (augmentation, places of the training part, all
+    #                                                                   if left out): to train on and to test on
+    tested: Iterable[Any] = ()          # plain batches of the test part
     size: int = 0                       # side of the plain images, pixels
     epochs: int | None = None           # for protocols that train on images, in place of their own
 

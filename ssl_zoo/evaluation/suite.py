@@ -50,7 +50,7 @@ def evaluate(encoders: Mapping[str, Encoder], data: "Images", folder: Path, *,
         protocols: names in ssl_zoo/evaluation/protocols, class paths or objects; the quick ones where left out.
         features: folder that keeps the features for other calls; one in `folder` where left out.
         dense: folder in Pascal VOC's layout, for linear_dense.
-        epochs: of linear_simclr and finetune_simclr, whose scores then say so.
+        epochs: of linear_simclr, finetune_simclr and finetune, whose scores then say so.
         half: keep the features in float16.
         origins: where they come from: seeds of one recipe share a column, untrained ones are the others' yardstick.
     """
@@ -126,7 +126,7 @@ def measure(name: str, encoder: Encoder, source: "Source", protocols: Sequence[P
     column = Column(about, {}, [], {}, {})
     parts = source.plain(name, encoder, column)
     context = Context(name, source.data.classes, source.image, encoder=encoder, size=source.size, epochs=epochs,
-                      views=partial(source.views, encoder), batches=source.batches)
+                      views=partial(source.views, encoder), batches=source.batches, tested=source.parts[-1])
     lacking = no_accuracy([part.labels for part in parts], source.data.classes)
     if lacking and (missing := [protocol.name for protocol in protocols if protocol.needs_labels]):
         column.left_out.append(f"{', '.join(missing)}: accuracy {lacking}")
@@ -210,12 +210,19 @@ class Source:
     def image(self, part: int, place: int) -> Tensor:
         return self.parts[part].image(place)
 
-    def batches(self, augment: Augmentation) -> tuple[Loader, Loader]:
-        """Batches of the training part, from which the augmentation draws views, and plain ones of the test part."""
+    def batches(self, augment: Augmentation, places: Tensor | None = None) -> tuple[Loader, Loader]:
+        """Batches of the training part, from which the augmentation draws views, and plain ones of the test part.
+
+        Args:
+            places: of the images to train on, all where left out. An epoch leaves out as few of them as can be.
+        """
         source = self.parts[0].source                # with labels, which not every training image need have
+        size = min(BATCH, len(source))               # and with it the learning rate
+        if places is not None:
+            source = source.subset(places.cpu().numpy())
+            size = len(source) // -(-len(source) // BATCH)
         if isinstance(source, Files):
             source.augment, source.scaled = augment, False   # a protocol sees the pixels as they are
-        size = min(BATCH, len(source))               # and with it the learning rate
         return Loader(source, size, self.data.workers, training=True), self.parts[-1]
 
 
