@@ -403,6 +403,15 @@ MUTANTS = [
            "test_groups.py::"
            "test_obow_predicts_bags_of_each_level_and_adds_sizes",
            "a view predicts its own bag"),
+    Mutant("methods/wmse.py", "z.mean(1, keepdim=True)", "z.mean((0, 1), keepdim=True)",
+           "test_bases.py::test_whitened_rows_have_no_mean_and_the_identity_as_covariance_whatever_they_were_mixed_of",
+           "views are whitened about their common mean"),
+    Mutant("methods/wmse.py", "failed[:, None, None] > 0", "failed[:, None, None] > 99",
+           "test_bases.py::test_wmse_of_a_collapsed_batch_is_nan_for_the_run_to_stop_at",
+           "a covariance without an inverse goes unnoticed"),
+    Mutant("methods/wmse.py", "torch.cat(distances).mean()", "torch.cat(distances[:1]).mean()",
+           "test_bases.py::test_wmse_compares_all_views_of_slices_that_are_whitened_view_by_view",
+           "only the first slice counts"),
 ]
 
 

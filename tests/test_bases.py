@@ -1,4 +1,4 @@
-"""BYOL, SimSiam, VICReg, NNCLR, DenseCL, LeJEPA and VISReg: loss and gradients written out, and others' numbers."""
+"""BYOL, SimSiam, VICReg, NNCLR, DenseCL, LeJEPA, VISReg, W-MSE: loss and gradients written out, others' numbers."""
 
 import math
 from statistics import NormalDist
@@ -12,11 +12,12 @@ from ssl_zoo import losses
 from ssl_zoo.evaluation.health import feature_std
 from ssl_zoo.losses import contrast, cross_similarities
 from ssl_zoo.method import Batch
-from ssl_zoo.methods import BYOL, NNCLR, DenseCL, LeJEPA, SimSiam, VICReg, VISReg
+from ssl_zoo.methods import BYOL, NNCLR, WMSE, DenseCL, LeJEPA, SimSiam, VICReg, VISReg
 from ssl_zoo.methods.densecl import corresponding
 from ssl_zoo.methods.nnclr import nearest
 from ssl_zoo.methods.vicreg import mean_square, missing_deviation, shared_variance
 from ssl_zoo.methods.visreg import gaussian_parts
+from ssl_zoo.methods.wmse import distance, whitened
 from ssl_zoo.sketching import Directions, distance_to_centre, epps_pulley, sliced_wasserstein
 from ssl_zoo.views import ViewSpec
 from tests.conftest import MULTI_CROP, TWO_VIEWS, small, state, trainer
@@ -393,6 +394,77 @@ def test_directions_go_on_from_a_checkpoint():
 # What they refuse, and how a collapse looks
 
 
+# W-MSE
+
+
+@pytest.mark.parametrize(("rows", "least"), [((TWO_VIEWS,), 3), (MULTI_CROP, 4)])        # 8 images are 2 slices of 4
+def test_wmse_compares_all_views_of_slices_that_are_whitened_view_by_view(rows, least):
+    method, batch = example(WMSE, *rows, projector=(16, least - 1), slice_size=least, slicings=2)
+    z = projections(method, batch)
+    number = method.draws.number.clone()
+    expected = []
+    for _ in range(2):
+        order = method.draws.order(8).tolist()
+        for places in (order[:4], order[4:]):
+            white = []
+            for x in z:
+                centred = [x[i] - sum(x[j] for j in places) / 4 for i in places]
+                covariance = sum(torch.outer(row, row) for row in centred) / 3
+                white.append([torch.linalg.inv(torch.linalg.cholesky(covariance)) @ row for row in centred])
+            for i in range(4):
+                expected += [(normalize(a[i], dim=0) - normalize(b[i], dim=0)).square().sum()
+                             for n, a in enumerate(white) for b in white[:n]]
+    method.draws.number.copy_(number)
+    require_equal(method, batch, sum(expected) / len(expected))
+
+
+def test_whitened_rows_have_no_mean_and_the_identity_as_covariance_whatever_they_were_mixed_of():
+    z, mixing = normal(2, 9, 3), torch.tensor([[2.0, 0, 0], [1, 0.1, 0], [-3, 5, 7]]).double()
+    white = whitened(z)
+    assert white.mean(1).abs().max() < 1e-12
+    for rows in white:
+        assert (rows.T.cov() - torch.eye(3)).abs().max() < 1e-12
+    # a lower triangular mixing has a lower triangular inverse, which Cholesky's factor contains
+    torch.testing.assert_close(whitened(z @ mixing.T + 4), white)
+
+
+def test_wmse_is_0_for_views_that_are_triangular_mixtures_of_each_other_and_at_most_4():
+    z, mixing = normal(9, 3), torch.tensor([[2.0, 0, 0], [1, 0.1, 0], [-3, 5, 7]]).double()
+    assert distance(whitened(torch.stack([z, z @ mixing.T]))).max() < 1e-12
+    torch.testing.assert_close(distance(torch.stack([z, -z])), torch.full((9,), 4.0).double())
+    assert distance(torch.stack([z, z, z, z])).abs().max() < 1e-12
+
+
+def test_wmse_of_a_collapsed_batch_is_nan_for_the_run_to_stop_at():
+    twice = torch.tensor([2.0, -2, 2, -2, 0]).double()
+    assert whitened(torch.stack([twice, twice, torch.arange(5)], 1)[None]).isnan().all()    # one column fails
+    assert not whitened(torch.stack([normal(8, 3), normal(8, 3, seed=1)])).isnan().any()
+
+
+def test_wmse_refuses_a_batch_that_is_smaller_than_a_slice():
+    method, batch = example(WMSE, projector=(16, 3), slice_size=9)
+    with pytest.raises(ValueError, match="slices of 9 images, and this batch has 8 over all processes: raise"):
+        method.training_loss(batch)
+
+
+def test_wmse_without_whitening_collapses_and_the_health_measure_says_so(monkeypatch):
+    found = {}
+    for name in ("whitened", "as it is"):
+        if name == "as it is":
+            monkeypatch.setattr("ssl_zoo.methods.wmse.whitened", lambda z: z)
+        torch.manual_seed(0)
+        method = small(WMSE, projector=(16, 3), slice_size=8)
+        optimizer = torch.optim.Adam(method.parameters(), lr=0.02)
+        batch = next(batches(method, 1))
+        for _ in range(60):
+            optimizer.zero_grad()
+            method.training_loss(batch).backward()
+            optimizer.step()
+        found[name] = feature_std(projections(method, batch)[0].detach())
+    assert found["as it is"] < 0.1
+    assert found["whitened"] > 0.7, found
+
+
 @pytest.mark.parametrize(("cls", "options", "sentence"), [
     (LeJEPA, {"gaussian_weight": 1.5}, "gaussian_weight is a share of the loss, 0 to 1, not 1.5"),
     (VISReg, {"gaussian_weight": -1.0}, "gaussian_weight is a share of the loss, 0 to 1, not -1.0"),
@@ -401,6 +473,9 @@ def test_directions_go_on_from_a_checkpoint():
     (VISReg, {"directions": 0}, "seen along 1 or more directions, not 0"),
     (LeJEPA, {"knots": 1}, "at 2 or more frequencies above 0, not 1 up to 3.0"),
     (LeJEPA, {"limit": 0.0}, "at 2 or more frequencies above 0, not 17 up to 0.0"),
+    (WMSE, {"slice_size": 8}, "whitens 8 outputs in slices of more images than that, best of twice as many, and 1 or "
+                              "more times; not 1 times in slices of 8"),
+    (WMSE, {"slice_size": 9, "slicings": 0}, "not 0 times in slices of 9"),
     (NNCLR, {"queue": 0}, "a queue holds 1 or more keys"),
     (NNCLR, {"temperature": 0.0, "queue": 8}, "a temperature must be above 0"),
 ])

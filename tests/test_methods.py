@@ -49,7 +49,8 @@ from tests.test_losses import FEW, QUEUE, TOY, TOY_TOO, WIDE, written_out_nt_xen
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log.*", "ignore:the loss of .* sits at")
 WIDTHS = {"projector": (16, 8)}
-ANY_NUMBER_OF_VIEWS = {"LeJEPA", "VISReg", "MVInfoNCE", "MVDHEL", "ViewAggregate", "CACR", "CACRMoCoV3", "GroCo"}
+ANY_NUMBER_OF_VIEWS = {"LeJEPA", "VISReg", "MVInfoNCE", "MVDHEL", "ViewAggregate", "CACR", "CACRMoCoV3", "GroCo",
+                        "WMSE"}
 PAIRS = [(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (1, 3), (1, 4)]          # of the multi-crop views
 PROTOTYPES = normalize(torch.cos(0.2 + 1.9 * FEW[:3] + 0.8 * WIDE), dim=-1)
 
@@ -744,7 +745,8 @@ def test_swav_does_not_warn_where_it_learns(run):
                                              if count == 1 or name not in ANY_NUMBER_OF_VIEWS])
 def test_a_method_refuses_another_number_of_views_without_roles_than_two(name, count):
     options = {"AMCLBarlowTwins": WIDTHS | {"global_batch": 8}, "SogCLR": WIDTHS | {"images": 8}, "OBoW": {},
-               "ISogCLR": WIDTHS | {"images": 8}, "InterCLR": WIDTHS | {"images": 8}}.get(name, WIDTHS)
+               "WMSE": {"projector": (16, 3)}, "ISogCLR": WIDTHS | {"images": 8},
+               "InterCLR": WIDTHS | {"images": 8}}.get(name, WIDTHS)
     with pytest.raises(ValueError, match=f"{name} learns from 2 views of each image, and this recipe draws {count}: "
                                          "make the counts"):
         small(getattr(methods, name), ViewSpec(16, count), **options)

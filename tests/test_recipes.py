@@ -63,6 +63,8 @@ def test_recipe_trains_one_batch(name, surroundings):
         part, _, argument = option.partition(".")
         if argument in parts[part]["init_args"]:
             small[f"--{option}"] = str(value)
+    if "slice_size" in parts["model"]["init_args"]:             # 4 images span no more than 3 directions
+        small |= {"--model.slice_size": "4", "--model.projector": "[8, 3]"}
     if judge := parts["model"]["init_args"].get("judge"):      # that an earlier run has left
         save_encoder(NarrowResNet(4, 2), judge)
     if name.startswith(("imagenet", "shards")):   # its views are 4 seconds of work at full size

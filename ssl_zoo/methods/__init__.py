@@ -30,8 +30,9 @@ from ssl_zoo.methods.sogclr import SogCLR
 from ssl_zoo.methods.swav import SwAV
 from ssl_zoo.methods.vicreg import VICReg
 from ssl_zoo.methods.visreg import VISReg
+from ssl_zoo.methods.wmse import WMSE
 
-__all__ = ["AMCL", "BYOL", "CACR", "DCL", "DCLW", "FT", "MVDHEL", "NNCLR", "AMCLBarlowTwins", "AMCLMoCo", "BarlowTwins",
-           "CACRMoCoV3", "DenseCL", "GroCo", "HaLP", "HardContrastive", "HardContrastiveMoCo", "ISogCLR", "InterCLR",
-           "LeJEPA", "MVInfoNCE", "MoCHi", "MoCo", "MoCoV3", "OBoW", "PixContrast", "PixPro", "SimCLR", "SimSiam",
-           "SlotCon", "SogCLR", "SwAV", "VICReg", "VISReg", "ViewAggregate"]
+__all__ = ["AMCL", "BYOL", "CACR", "DCL", "DCLW", "FT", "MVDHEL", "NNCLR", "WMSE", "AMCLBarlowTwins", "AMCLMoCo",
+           "BarlowTwins", "CACRMoCoV3", "DenseCL", "GroCo", "HaLP", "HardContrastive", "HardContrastiveMoCo",
+           "ISogCLR", "InterCLR", "LeJEPA", "MVInfoNCE", "MoCHi", "MoCo", "MoCoV3", "OBoW", "PixContrast", "PixPro",
+           "SimCLR", "SimSiam", "SlotCon", "SogCLR", "SwAV", "VICReg", "VISReg", "ViewAggregate"]
