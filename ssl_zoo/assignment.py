@@ -7,7 +7,7 @@ from ssl_zoo import distributed
 
 
 @torch.no_grad()
-def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int, counted: Tensor | None = None) -> Tensor:
     """Compute soft codes that agree with `scores` and use all prototypes about equally, over all processes' samples.
 
     Sec. 3.1 of SwAV, arXiv:2006.09882: eq. (3), solved in the form of eq. (5) by Sinkhorn-Knopp, in logarithms. Each
@@ -20,6 +20,8 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
             processes counts twice, so each process should pass its own share of a queue that all of them hold.
         epsilon: weight of the codes' entropy, > 0; smaller values make sharper codes.
         iterations: rounds of balancing.
+        counted: [B] bool; a sample that does not count gets a code, and no other code depends on it. All count if left
+            out.
 
     Returns:
         The codes [B, K], without gradient, in float32, or in float64 if the scores are. Each row sums to 1; all values
@@ -35,7 +37,9 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
         raise ValueError(f"sinkhorn needs 1 or more iterations, not {iterations}: the paper's number is 3")
     with torch.autocast(scores.device.type, enabled=False):
         codes = scores.to(torch.promote_types(scores.dtype, torch.float32)) / epsilon     # [B, K], logarithms
+        absent = None if counted is None else ~counted[:, None]
         for _ in range(iterations):
-            masses = distributed.gather(codes.logsumexp(0, keepdim=True))                 # [W, K], of each process
+            own = codes if absent is None else codes.masked_fill(absent, -torch.inf)
+            masses = distributed.gather(own.logsumexp(0, keepdim=True))                   # [W, K], of each process
             codes = (codes - masses.logsumexp(0)).log_softmax(1)
         return codes.exp()

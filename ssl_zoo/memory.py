@@ -41,7 +41,6 @@ class Queue(nn.Module):
         self.register_buffer("index", torch.full((size,), -1))
         self.register_buffer("head", torch.tensor(0))
         self.register_buffer("filled", torch.tensor(0))
-        self.known_full = False
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, index: Tensor) -> None:
@@ -83,14 +82,9 @@ class Queue(nn.Module):
         places = self.head - count + torch.arange(count, device=self.head.device)
         return self.keys[places % len(self.keys)]
 
-    def full(self) -> bool:
-        """Whether every key is real. It reads the device until the first yes, and never again after it."""
-        self.known_full = self.known_full or bool(self.filled == len(self.keys))
-        return self.known_full
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.known_full = False
+    def full(self) -> Tensor:
+        """Whether every key is real: a tensor [] of bool, on the device, so that asking makes nothing wait."""
+        return self.filled == len(self.keys)
 
     def snapshot(self) -> Tensor:
         """A copy of the keys [size, D] for a loss: `enqueue` changes the keys, which its backward pass still needs."""

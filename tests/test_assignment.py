@@ -151,6 +151,14 @@ def test_a_queue_that_repeats_the_batch_leaves_its_codes_unchanged(epsilon):
     assert close(sinkhorn(torch.cat([SCORES, SCORES]), epsilon, 3)[-4:], sinkhorn(SCORES, epsilon, 3))
 
 
+def test_samples_that_do_not_count_change_no_code_and_get_those_of_their_scores():
+    mixed = torch.cat([SCORES_TOO, SCORES])
+    codes = sinkhorn(mixed, 0.25, 3, counted=torch.arange(8) >= 4)
+    assert close(codes[4:], sinkhorn(SCORES, 0.25, 3), atol=1e-15)
+    assert close(codes[:4].sum(1), torch.ones(4, dtype=torch.float64))
+    assert close(sinkhorn(mixed, 0.25, 3, counted=torch.ones(8, dtype=torch.bool)), sinkhorn(mixed, 0.25, 3))
+
+
 @pytest.mark.parametrize(("epsilon", "code"), [
     (0.25, [0.988874668, 0.000714169, 0.010411164]), (0.5, [0.887377789, 0.028522895, 0.084099315]),
 ])

@@ -132,8 +132,6 @@ CASES = {
     "AMCLBarlowTwins, paper": partial(small, AMCLBarlowTwins, global_batch=8, heads=2, **WIDTHS, form="paper"),
 }
 
-READS_BACK = {"SwAV, multi-crop with queue"}       # for as long as its queue is not full
-
 every_method = pytest.mark.parametrize("name", CASES)
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log.*", "ignore:the loss of .* sits at")
 
@@ -141,7 +139,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log.*", 
 def test_every_method_is_among_the_cases():
     assert {build.args[0].__name__ for build in CASES.values()} == set(methods.__all__)
     assert set(methods.__all__) <= CASES.keys()
-    assert CASES.keys() >= READS_BACK
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +179,4 @@ def test_every_weight_that_learns_gets_a_gradient(name):
 
 @every_method
 def test_a_gpu_mixes_no_devices_and_is_never_waited_for(name):
-    if name in READS_BACK:
-        with pytest.raises(contract.Broken, match="reads a number back"):
-            contract.gpu(CASES[name])
-    else:
-        contract.gpu(CASES[name])
+    contract.gpu(CASES[name])

@@ -128,7 +128,7 @@ def test_a_queue_is_full_once_no_key_is_random_and_no_more_after_a_reload():
     queue, found = Queue(6, 3), []
     start = state(queue)
     for _ in range(4):
-        found.append(queue.full())
+        found.append(queue.full().item())
         queue.enqueue(torch.zeros(2, 3), torch.arange(2))
     assert found == [False, False, False, True]
     queue.load_state_dict(start)

@@ -56,13 +56,15 @@ class SwAV(Method):
     @torch.no_grad()
     def codes(self, z: Tensor, scores: Tensor, queue: Any, batch: Batch) -> Tensor:
         """Codes [B, K] that agree with a global view's scores [B, K], balanced together with those of its queue."""
+        counted = None
         if queue is not None:
             queue.arriving(len(z))                     # refuses a short queue at the first step, not at queue_start
             if batch.key.epoch >= self.queue_start:
-                if queue.full():                       # each process adds its part; sinkhorn sums over processes
-                    scores = torch.cat([self.prototypes(queue.share()), scores])
+                earlier = self.prototypes(queue.share())   # each process adds its part; sinkhorn sums over processes
+                full = queue.full().expand(len(earlier))   # an if on it would make the host wait
+                scores, counted = torch.cat([earlier, scores]), F.pad(full, (0, len(z)), value=True)
                 queue.enqueue(unit(z), batch.index)
-        return sinkhorn(scores, self.epsilon, self.iterations)[-len(z):]
+        return sinkhorn(scores, self.epsilon, self.iterations, counted)[-len(z):]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.global_step < self.freeze_steps:
