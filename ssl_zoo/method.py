@@ -2,14 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
-from ssl_zoo import batches, distributed, start
+from ssl_zoo import batches, distributed, logs, start
 from ssl_zoo.course import Course
 from ssl_zoo.encoders import Encoder, evaluation_mode
 from ssl_zoo.optim import Group, Schedules, built, parameter_groups
@@ -50,7 +50,7 @@ class Method(pl.LightningModule):
         if "_instantiator" in self.hparams:
             self.save_hyperparameters()
         self.encoder, self.augment = encoder, augment
-        self.optimizer, self.schedule, self.course = optimizer, schedule, Course()
+        self.optimizer, self.schedule, self.course, self.kept = optimizer, schedule, Course(), list[Any]()
 
     @abstractmethod
     def training_loss(self, batch: Batch) -> Tensor:
@@ -78,11 +78,12 @@ class Method(pl.LightningModule):
         with evaluation_mode(self.evaluated):
             return self.evaluated(images).float()
 
+    log = logs.kept_while_compiled(pl.LightningModule.log)
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         images, labels, index, key = batches.read(batch, self, dataloader_idx)
-        if not self.trainer.training:
-            return Batch(images, labels, index, [], key)
-        return Batch(images, labels, index, self.augment(images, key), key, torch.tensor(self.progress))
+        views, progress = (self.augment(images, key), self.progress) if self.trainer.training else ([], 0.0)
+        return Batch(images, labels, index, views, key, torch.tensor(progress))
 
     def on_fit_start(self) -> None:
         start.require_ready(self, self.trainer)
@@ -100,8 +101,7 @@ class Method(pl.LightningModule):
         start.require_gradients(self, self.trainer)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        assert isinstance(batch.images, Tensor)   # only training batches are crops
-        return self.encode(batch.images)
+        return self.encode(cast(Tensor, batch.images))   # only training batches are crops
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

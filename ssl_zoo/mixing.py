@@ -38,14 +38,29 @@ def draw_mixture(key: Key, batch: int, hardest: int, pairs: int, with_query: int
         pairs: mixtures of two keys for each query; s in the paper.
         with_query: mixtures of a key and the query, for each query; s' in the paper.
     """
-    generator = key.generator("mixtures")
-    rows = batch * distributed.world_size()
+    drawn = drawn_mixture(key.seed, key.epoch, key.batch, batch * distributed.world_size(), hardest, pairs, with_query)
+    return Mixture(*(distributed.mine(part).to(device, non_blocking=True) for part in drawn))
+
+
+@torch.library.custom_op("ssl_zoo::mixture", mutates_args=())   # of which torch.compile need not know the inside
+def drawn_mixture(seed: int, epoch: int, batch: int, rows: int, hardest: int, pairs: int, with_query: int
+                  ) -> list[Tensor]:
+    """The tensors of a `Mixture` for the queries of all processes, on the host."""
+    generator = Key(seed, epoch, batch, 0).generator("mixtures")
     first = generator.integers(hardest, size=(rows, pairs))
     second = (first + 1 + generator.integers(hardest - 1, size=(rows, pairs))) % hardest
     drawn = (first, second, generator.random((rows, pairs), dtype=np.float32),
              generator.integers(hardest, size=(rows, with_query)),
              generator.random((rows, with_query), dtype=np.float32) / 2)
-    return Mixture(*(torch.from_numpy(distributed.mine(part)).to(device, non_blocking=True) for part in drawn))
+    return [torch.from_numpy(part) for part in drawn]
+
+
+@drawn_mixture.register_fake
+def _(seed: int, epoch: int, batch: int, rows: int, hardest: int, pairs: int, with_query: int) -> list[Tensor]:
+    widths = {torch.int64: (pairs, pairs, with_query), torch.float32: (pairs, with_query)}
+    (first, second, single), (first_share, query_share) = (
+        [torch.empty(rows, width, dtype=dtype) for width in some] for dtype, some in widths.items())
+    return [first, second, first_share, single, query_share]
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ssl_zoo.encoders import check_size
+from ssl_zoo.logs import log_kept
 from ssl_zoo.own_code import line_of, raised_at
 
 HOOKS = {"training_loss": ("batch",), "after_step": (), "groups": ()}   # with what they are called
@@ -95,6 +96,7 @@ def loss_of(method: Any, batch: Any) -> Tensor:
     """The training loss, one number with a gradient; two of torch's errors get a sentence on what they mean here."""
     try:
         loss = method.training_loss(batch)
+        log_kept(method)
     except (RuntimeError, ValueError) as error:
         if "more than 1 value per channel" in str(error):
             raise ValueError("BatchNorm needs at least 2 images in a batch, and here it meets 1: raise "

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssl_zoo"
-LAYERS = ["paths files finite own_code distributed schedules", "pictures weights blocks grouped provenance",
+LAYERS = ["paths files finite own_code distributed schedules", "pictures weights blocks grouped provenance logs",
           "views published", "losses assignment memory heads encoders optim draws",
           "adaptive mixing sketching export start batches multi_view clusters vocabulary slots quality", "course",
           "method", "checkpoints saving", "methods data stopping monitor peers", "evaluation",

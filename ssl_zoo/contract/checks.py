@@ -116,8 +116,6 @@ def bfloat16(build: Build, tolerance: float = 0.02) -> None:
 def compiled(build: Build, backend: str = "aot_eager", graphs: int = 1) -> None:
     """torch.compile makes one graph of training_loss, and a run has the same losses and weights.
 
-    Without what the method logs: Lightning's `log` breaks every graph.
-
     Args:
         backend: of torch.compile; by default one that needs no compiler.
         graphs: the most that it may make.
@@ -132,7 +130,6 @@ def compiled(build: Build, backend: str = "aot_eager", graphs: int = 1) -> None:
         torch._dynamo.reset()
         torch._dynamo.utils.graph_break_reasons.clear()
         method, record = seeded(build), Record(lambda method: len(calls))
-        method.log = method.log_dict = lambda *args, **kwargs: None   # type: ignore[method-assign, assignment]
         if compiling:
             method.training_loss = torch.compile(   # type: ignore[method-assign]
                 method.training_loss, backend=counting)
