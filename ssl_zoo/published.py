@@ -35,6 +35,21 @@ def numbered(*places: int) -> Layout:
             for name, place in zip(("conv1", "bn1", "layer1", "layer2", "layer3", "layer4"), places, strict=True)]
 
 
+def counted(*depths: int) -> Layout:
+    """timm's EfficientNet as EfficientNet-PyTorch writes it: blocks counted through all stages, which have `depths`."""
+    places = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
+    first, later = r"^(blocks\.0\.\d\.)", r"^(blocks\.[1-9]\.\d\.)"   # the first stage's blocks expand nothing
+    return [(r"^conv_stem\.", "_conv_stem."), (r"^conv_head\.", "_conv_head."), (r"^bn1\.", "_bn0."),
+            (r"^bn2\.", "_bn1."),
+            *((rf"(\.){ours}(?=\.)", rf"\1{theirs}") for ours, theirs in (
+                ("conv_dw", "_depthwise_conv"), ("conv_pwl", "_project_conv"), (r"se\.conv_reduce", "_se_reduce"),
+                (r"se\.conv_expand", "_se_expand"))),
+            (rf"{first}conv_pw\.", r"\1_project_conv."), (rf"{later}conv_pw\.", r"\1_expand_conv."),
+            *((rf"{first}bn{i}\.", rf"\1_bn{i}.") for i in (1, 2)),
+            *((rf"{later}bn{i}\.", rf"\1_bn{i - 1}.") for i in (1, 2, 3)),
+            *((rf"^blocks\.{stage}\.{block}\.", f"_blocks.{i}.") for i, (stage, block) in enumerate(places))]
+
+
 SHORTCUT: Layout = [(r"\.downsample\.", ".shortcut.")]
 LAYOUTS: tuple[Layout, ...] = (
     (), SHORTCUT,
@@ -43,6 +58,7 @@ LAYOUTS: tuple[Layout, ...] = (
     [(r"^patch_embed\.proj\.", "patch_embed.projection."), (r"^norm\.", "ln1."),   # mmselfsup's transformers
      (r"^blocks\.(\d+)\.norm", r"layers.\1.ln"), (r"^blocks\.(\d+)\.mlp\.fc1\.", r"layers.\1.ffn.layers.0.0."),
      (r"^blocks\.(\d+)\.mlp\.fc2\.", r"layers.\1.ffn.layers.1."), (r"^blocks\.", "layers.")],
+    counted(1, 2, 2, 3, 3, 4, 1),                          # EfficientNet-B0 and -Lite0
 )
 
 

