@@ -17,7 +17,8 @@ HELP = """usage: ssl-zoo COMMAND ...
   duplicates  groups of near duplicates:     ssl-zoo duplicates ENCODER my_images
   export    the encoder of a checkpoint:     ssl-zoo export CHECKPOINT
   shard     images as WebDataset's tar files: ssl-zoo shard my_images my_shards
-  check     a method of your own:            ssl-zoo check my_module.Align
+  new       begin a method of your own:      ssl-zoo new Align
+  check     whether it keeps the contract:   ssl-zoo check align.Align
 
   ssl-zoo fit --help                         every option of a run
   ssl-zoo fit --model.help SimCLR            every option of a method; likewise --data.help ImageFolder

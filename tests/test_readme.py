@@ -25,15 +25,15 @@ SMALL = {"--trainer.max_epochs": "1", "--data.batch_size": "4", "--trainer.accel
          "--trainer.limit_train_batches": "2", "--trainer.limit_val_batches": "1",
          "--trainer.check_val_every_n_epoch": "1"}
 FEW = {"--epochs": "1", "--data": "ImageFolder", "--data.root": "my_images", "--data.evaluation_size": "32"}
-NO_RUN = ("duplicates", "embed", "evaluate", "export", "preview", "shard", "similar")   # commands that train nothing
+NO_RUN = ("check", "duplicates", "embed", "evaluate", "export", "new", "preview", "recipes", "shard", "similar")
 SHELLS = ("sh", "bash", "shell", "console")
 
 
 class Step(NamedTuple):
-    """A command or a Python program of a page."""
+    """A command, a program or a file of a page."""
 
     page: str
-    kind: str      # the command's first word, or python
+    kind: str      # the command's first word, python, or file
     text: str
 
     def __str__(self):
@@ -41,9 +41,14 @@ class Step(NamedTuple):
 
 
 def steps(page, text):
-    """Programs stand between ```python and ```; commands are indented by four, or stand between ```sh and ```."""
+    """Programs stand between ```python and ```; commands are indented by four, or stand between ```sh and ```.
+
+    A block whose first line is a comment that names a file is that file.
+    """
     for language, block, line in re.findall(r"(?ms)^ *```(\w*)\n(.*?)^ *```$|^ {4}((?:ssl-zoo|make|pip) .*?)$", text):
-        if language == "python":
+        if re.match(r"# [\w/]+\.\w+\n", block):
+            yield Step(page, "file", block)
+        elif language == "python":
             yield Step(page, "python", block)
         for command in block.splitlines() if language in SHELLS else [line]:
             if re.match("(ssl-zoo|make|pip) ", command := command.strip()):
@@ -52,7 +57,7 @@ def steps(page, text):
 
 STEPS = [step for page, text in PAGES.items() for step in steps(page, text)]
 FIRST = [step for place, step in enumerate(STEPS)       # what several pages tell to type is run once
-         if step.kind == "python" or step.text not in [earlier.text for earlier in STEPS[:place]]]
+         if step.kind in ("file", "python") or step.text not in [earlier.text for earlier in STEPS[:place]]]
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +74,10 @@ def folder(tmp_path_factory):
     run(["fit", "--config", "quickstart", *(word for pair in SMALL.items() for word in pair)])
     yield folder
     os.chdir(before)
+    sys.path.remove(str(folder))       # where `run` has put it, for methods of one's own
+    for name, module in list(sys.modules.items()):
+        if str(folder) in (getattr(module, "__file__", "") or ""):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +86,14 @@ def defined():
     return {page: {} for page in PAGES}
 
 
-@pytest.mark.parametrize("step", [step for step in FIRST if step.kind in ("ssl-zoo", "python")], ids=str)
+@pytest.mark.parametrize("step", [step for step in FIRST if step.kind in ("file", "python", "ssl-zoo")], ids=str)
 def test_step_works(step, folder, defined, monkeypatch, capsys):
     monkeypatch.chdir(folder)
+    if step.kind == "file":
+        (folder / step.text.split()[1]).write_text(step.text)
+        return
     if step.kind == "python":
         exec(compile(step.text, step.page, "exec"), defined[step.page])
-        if "class Align" in step.text:
-            (folder / "my_module.py").write_text(step.text)
         return
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", SmallCIFAR10)
     arguments = shlex.split(step.text)[1:]
@@ -93,15 +103,13 @@ def test_step_works(step, folder, defined, monkeypatch, capsys):
         assert ended.value.code == 0
         assert len(capsys.readouterr().out) > 500
         return
-    if arguments[0] != "check":      # which has a test below
-        run([*arguments, *(word for pair in smaller(arguments).items() for word in pair)])
-        sys.modules.pop("my_module", None)
-        check_printed(arguments, capsys.readouterr().out)
+    run([*arguments, *(word for pair in smaller(arguments).items() for word in pair)])
+    check_printed(arguments, capsys.readouterr().out)
 
 
 def smaller(arguments):
     """Options that make a command of the documents short."""
-    if arguments[0] in (*NO_RUN, "recipes"):
+    if arguments[0] in NO_RUN:
         return FEW if {"finetune", "corruptions"} & set(arguments) else {}
     if arguments[0] == "bench":
         return {"--steps": "1", "--data.batch_size": "8"}
@@ -118,7 +126,15 @@ def smaller(arguments):
 
 
 def check_printed(arguments, printed):
-    if arguments[0] == "export":
+    if arguments[0] == "check":
+        assert "FAILED" not in printed
+        shown = "".join(f"    {line}\n" for line in printed.splitlines())
+        assert "--checks" in arguments or shown.count("\n") == 1 + len(CHECKS)
+        assert "--checks" in arguments or shown in PAGES["docs/own-method.md"]
+    elif arguments[0] == "new":
+        written = Path(printed.partition(":")[0]).read_text()
+        assert [step.text for step in STEPS if f"class {arguments[1]}(" in step.text] == [written]
+    elif arguments[0] == "export":
         assert printed.strip().endswith("last.safetensors")
     elif arguments[0] == "recipes":
         assert "arXiv:2002.05709" in printed
@@ -152,18 +168,6 @@ def test_programs_do_what_their_page_says(folder, defined):
                            names["encoder"](images))
 
 
-def test_the_method_of_ones_own_is_checked_as_its_page_shows(tmp_path, monkeypatch, capsys):
-    page = PAGES["docs/own-method.md"]
-    (tmp_path / "my_module.py").write_text(next(step.text for step in STEPS if "class Align" in step.text))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    run(["check", "my_module.Align"])
-    printed = capsys.readouterr().out
-    assert printed.count("\n") == 1 + len(CHECKS)
-    assert "".join(f"    {line}\n" for line in printed.splitlines()) in page
-    sys.modules.pop("my_module")
-
-
 def test_every_protocol_is_explained_in_the_words_of_the_reports():
     table = dict(re.findall(r"^\| `([\w/]+)` \| (.+) \|$", PAGES["docs/evaluation.md"], re.MULTILINE))
     assert table == {key: found.sentence for protocol in map(find, names())
@@ -172,13 +176,6 @@ def test_every_protocol_is_explained_in_the_words_of_the_reports():
 
 def test_the_readme_is_short():
     assert len(PAGES["README.md"].split()) < 1500
-
-
-def test_programs_that_two_pages_show_are_the_same():
-    shown = {}
-    for step in STEPS:
-        for name in re.findall(r"^class (\w+)", step.text, re.MULTILINE) if step.kind == "python" else ():
-            assert shown.setdefault(name, step.text) == step.text
 
 
 @pytest.mark.parametrize("page", PAGES)

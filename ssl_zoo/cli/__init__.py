@@ -15,8 +15,8 @@ from ssl_zoo.cli.recipes import with_recipes
 from ssl_zoo.paths import check_whole
 
 DEBUG = "SSL_ZOO_DEBUG"   # set it to see whole tracebacks
-LIGHT = ("bench", "check", "duplicates", "embed", "evaluate", "export", "preview", "recipes", "shard",
-         "similar")                                             # in files of their names
+LIGHT = ("bench", "check", "duplicates", "embed", "evaluate", "export", "new", "preview", "recipes",
+         "shard", "similar")                                    # in files of their names
 NAMED = ("last", "best", "hpc")                                 # checkpoints that are looked for
 METHOD = {"--method"}                                           # of fit, for a folder alone
 LIGHTNINGS = ("fit", "validate")                                # of Lightning's command line
