@@ -13,7 +13,19 @@ from lightning_fabric.plugins.collectives.torch_collective import default_pg_tim
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from ssl_zoo import data, encoders, evaluation, methods, monitor, optim, peers, provenance, saving, stopping
+from ssl_zoo import (
+    data,
+    encoders,
+    evaluation,
+    gradient_cache,
+    methods,
+    monitor,
+    optim,
+    peers,
+    provenance,
+    saving,
+    stopping,
+)
 from ssl_zoo.checkpoints import check_resumable, read_checkpoint
 from ssl_zoo.cli import places
 from ssl_zoo.cli.messages import parse_error
@@ -28,7 +40,8 @@ from ssl_zoo.views.specs import PRESETS
 TRAINER = {"devices": 1, "precision": "32-true", "check_val_every_n_epoch": 10, "num_sanity_val_steps": -1,
            "enable_model_summary": False}
 RUNS = "runs"   # the folder of all runs
-CALLBACKS = {"evaluation": callback.Evaluation, "report": callback.Report, "checkpoints": saving.Checkpoints}
+CALLBACKS = {"evaluation": callback.Evaluation, "report": callback.Report, "checkpoints": saving.Checkpoints,
+             "gradient_cache": gradient_cache.GradientCache}
 
 # the families hold the classes that a recipe may name alone, once their files are imported
 __all__ = ["Cli", "Parser", "arrays", "callback", "data", "digits", "encoders", "evaluation", "folder", "former",
