@@ -38,20 +38,22 @@ ROUNDS, SHORTEST = 9, 0.3   # timings of each candidate, seconds of each
 R50_BATCH = 64
 
 
-def kornia_views(augmentation: Augmentation, fixed_order: bool = False) -> Callable[[torch.Tensor], Any]:
-    """The same rows by Kornia's modules as they are; with a fixed order of the jitter it compiles without breaks."""
-    def row(spec: ViewSpec) -> torch.nn.Module:
-        b, c, s, h = (amount * spec.strength for amount in (spec.brightness, spec.contrast, spec.saturation, spec.hue))
-        order = {"order": (0, 1, 2, 3)} if fixed_order else {}
-        modules = [K.RandomResizedCrop((spec.size, spec.size), spec.scale, spec.ratio,
-                                       cropping_mode="resample" if fixed_order else "slice"),
-                   K.RandomHorizontalFlip(p=spec.flip), K.ColorJitter(b, c, s, h, p=spec.jitter, **order),
-                   K.RandomGrayscale(p=spec.gray)]
-        if spec.blur:
-            modules.append(K.RandomGaussianBlur((spec.blur_kernel, spec.blur_kernel), spec.sigma, p=spec.blur))
-        return torch.nn.Sequential(*modules)
+def kornia_row(spec: ViewSpec, fixed_order: bool = False) -> list[torch.nn.Module]:
+    """A row by Kornia's modules; with a fixed order of the jitter they compile without breaks."""
+    b, c, s, h = (amount * spec.strength for amount in (spec.brightness, spec.contrast, spec.saturation, spec.hue))
+    order = {"order": (0, 1, 2, 3)} if fixed_order else {}
+    modules = [K.RandomResizedCrop((spec.size, spec.size), spec.scale, spec.ratio,
+                                   cropping_mode="resample" if fixed_order else "slice"),
+               K.RandomHorizontalFlip(p=spec.flip), K.ColorJitter(b, c, s, h, p=spec.jitter, **order),
+               K.RandomGrayscale(p=spec.gray)]
+    if spec.blur:
+        modules.append(K.RandomGaussianBlur((spec.blur_kernel, spec.blur_kernel), spec.sigma, p=spec.blur))
+    return modules
 
-    rows = [(row(spec), spec.count) for spec in augmentation.views]
+
+def kornia_views(augmentation: Augmentation, fixed_order: bool = False) -> Callable[[torch.Tensor], Any]:
+    """The same rows by Kornia's modules as they are."""
+    rows = [(torch.nn.Sequential(*kornia_row(spec, fixed_order)), spec.count) for spec in augmentation.views]
 
     def draw(images: torch.Tensor) -> list[torch.Tensor]:
         pixels = images / 255
@@ -198,10 +200,11 @@ def training_step(augmentation: Augmentation, batch: int, device: torch.device) 
     return step
 
 
-torch.set_num_threads(1)
-if "--gpu" not in sys.argv:
-    record("views", on_cpu())
-if torch.cuda.is_available():
-    record("views_gpu", on_gpu())
-elif "--gpu" in sys.argv:
-    sys.exit("no GPU here: benchmarks/views.py --gpu needs one")
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if "--gpu" not in sys.argv:
+        record("views", on_cpu())
+    if torch.cuda.is_available():
+        record("views_gpu", on_gpu())
+    elif "--gpu" in sys.argv:
+        sys.exit("no GPU here: benchmarks/views.py --gpu needs one")
