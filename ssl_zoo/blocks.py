@@ -4,8 +4,8 @@ A batch of 4,096 images has 8,192 views and 67 million pairs, and autograd keeps
 forward pass keeps one number for each row, and the backward pass makes each block of the matrix again.
 """
 
-import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,35 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 BLOCK = {"cpu": 2 ** 20, "cuda": 2 ** 24}   # products at a time: as many as caches hold; enough to fill a GPU
 PLAIN = 2 ** 19                             # up to this many, autograd's own matrix is the faster way
-
-
-def require_room(products: int, z: Tensor, method: str) -> None:
-    """Refuse a loss that makes so many products of projections at once that no device of this memory holds them.
-
-    Without it a CPU that runs out of memory ends the process without a word. A loss needs at least three matrices, the
-    gradient among them.
-
-    Args:
-        products: how many the loss makes.
-        z: projections [V, N, D] of all processes, on the device.
-        method: for the sentence.
-    """
-    if torch.compiler.is_compiling():
-        return
-    needed, there = 3 * products * z.element_size(), memory_of(z.device)
-    if there and needed > there:
-        raise ValueError(f"{method} compares {z.shape[0]} views of {z.shape[1]:,} images at once, which takes "
-                         f"{needed / 2 ** 30:,.0f} GiB, and this {z.device.type} has {there / 2 ** 30:,.0f}: lower the "
-                         "batch size or the number of views")
-
-
-def memory_of(device: torch.device) -> int:
-    """Bytes of a device's memory; 0 where that is unknown."""
-    if device.type == "cuda" and torch.cuda.is_available():
-        return torch.cuda.get_device_properties(device).total_memory
-    if device.type == "cpu" and hasattr(os, "sysconf"):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return 0
+again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)     # nothing here is left to chance
 
 
 class Products(NamedTuple):
@@ -131,5 +103,18 @@ def by_rows(function: Callable[..., Tensor], matrices: tuple[Products, ...], col
 
     if matrices[0].few:
         return of(slice(None))
-    return torch.cat([checkpoint(of, block, use_reentrant=False, preserve_rng_state=False)
-                      for block in blocks(matrices[0].rows, matrices[0].keys)])
+    return torch.cat([again(of, block) for block in blocks(matrices[0].rows, matrices[0].keys)])
+
+
+def by_images(function: Callable[..., Tensor], products: int, *images: Tensor) -> Tensor:
+    """function(*images) for some images at a time, and once more for these in the backward pass.
+
+    Args:
+        function: gives a number for each image.
+        products: how many it makes of one.
+        images: tensors [B, ...].
+    """
+    if len(images[0]) * products <= PLAIN:
+        return function(*images)
+    few = max(1, BLOCK.get(images[0].device.type, BLOCK["cpu"]) // products)
+    return torch.cat([again(function, *some) for some in zip(*(x.split(few) for x in images), strict=True)])

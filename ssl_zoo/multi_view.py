@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_zoo import distributed
-from ssl_zoo.blocks import require_room
+from ssl_zoo.blocks import Products, by_rows
 from ssl_zoo.losses import full_precision, gather_views, nt_xent
 
 
@@ -18,32 +18,38 @@ def require_views(z: Tensor) -> Tensor:
     return z
 
 
-def products(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The cosines, divided by the temperature, of all views of this process's images with all views of all images.
+def against_others(z: Tensor, every: Tensor, temperature: float) -> Tensor:
+    """The log of the sum of exp(cosine / temperature) of each row with all rows of other images, [V, B].
 
     Args:
-        z: projections [V, B, D], any scale.
-
-    Returns:
-        The positives [V, B, V]: of each view with the views of its own image, itself among them. And all others
-        [V, B, V, N], with -inf in place of the positives; N counts the images of all processes.
+        z: projections of this process's images [V, B, D], unit norm.
+        every: those of all images that they are compared with, [W, N, D]; the same object where it is the same.
     """
-    z = F.normalize(require_views(z), dim=-1)
-    views, batch, _ = z.shape
-    keys = gather_views(z, "a multi-view loss")                                          # [V, N, D]
-    require_room(views * batch * keys.shape[:-1].numel(), keys, "a multi-view loss")
-    cosines = torch.einsum("vbd,wnd->vbwn", z, keys) / temperature                       # [V, B, V, N]
-    own = torch.arange(batch, device=z.device) + batch * distributed.rank()
-    own = own[None, :, None, None].expand(views, batch, views, 1)
-    return cosines.gather(3, own)[..., 0], cosines.scatter(3, own, float("-inf"))
+    (views, batch, _), (others, images, _) = z.shape, every.shape
+    rows = z.flatten(0, 1)                                                               # [V * B, D]
+    own = torch.arange(batch, device=z.device)[:, None] + batch * distributed.rank()
+    own = own + images * torch.arange(others, device=z.device)                           # [B, W]
+    products = Products(rows, rows if every is z else every.flatten(0, 1), own.repeat(views, 1))
+    return products.logits(temperature).logsumexp(1).view(views, batch)
+
+
+def everyone(z: Tensor) -> Tensor:
+    """The projections of all processes' images [V, N, D] from this one's [V, B, D]."""
+    every = gather_views(z, "a multi-view loss")
+    return every if distributed.world_size() > 1 else z
+
+
+def own_products(z: Tensor, temperature: float) -> Tensor:
+    """The cosines, divided by the temperature, of the views of each image: [B, V, V] of unit rows [V, B, D]."""
+    return torch.einsum("vbd,wbd->bvw", z, z) / temperature
 
 
 @full_precision
 def mv_info_nce(z: Tensor, temperature: float, same_view_negatives: bool = True) -> Tensor:
     """All pairs of views of an image against all pairs of a view of it with any view: MV-InfoNCE, arXiv:2507.06979.
 
-    The mean over images of the log of the sum over all pairs less that over pairs of two views of the image. It takes
-    memory for (V * B) * (V * N) cosines.
+    The mean over images of the log of the sum over all pairs less that over pairs of two views of the image. Its time
+    grows with (V * N) ** 2, and its memory with V * N.
 
     Args:
         z: projections [V, B, D], any scale.
@@ -51,13 +57,16 @@ def mv_info_nce(z: Tensor, temperature: float, same_view_negatives: bool = True)
         same_view_negatives: count pairs of an image with others in the same view too, as the published code does; the
             paper's formula has only pairs across views.
     """
-    positive, negative = products(z, temperature)
-    views = torch.eye(len(z), dtype=torch.bool, device=z.device)                         # pairs in the same view
-    positive = positive.masked_fill(views[:, None], float("-inf")).transpose(0, 1).flatten(1)        # [B, V * V]
-    if not same_view_negatives:
-        negative = negative.masked_fill(views[:, None, :, None], float("-inf"))
-    rivals = torch.cat([positive, negative.transpose(0, 1).flatten(1)], 1)               # [B, V * V + V * V * N]
-    return (rivals.logsumexp(1) - positive.logsumexp(1)).mean()
+    z = F.normalize(require_views(z), dim=-1)
+    every, views = everyone(z), range(len(z))
+    if same_view_negatives:
+        rivals = against_others(z, every, temperature)                                   # [V, B]
+    else:
+        rivals = torch.cat([against_others(z[v:v + 1], every[[w for w in views if w != v]], temperature)
+                            for v in views])
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    positive = own_products(z, temperature).masked_fill(itself, float("-inf")).flatten(1)            # [B, V * V]
+    return (torch.cat([positive, rivals.T], 1).logsumexp(1) - positive.logsumexp(1)).mean()
 
 
 @full_precision
@@ -65,24 +74,21 @@ def mv_dhel(z: Tensor, temperature: float) -> Tensor:
     """The views of an image agree, and each view by itself spreads the images: MV-DHEL, arXiv:2507.06979.
 
     The mean over images of the sum over views of the log of the sum over other images, less the log of the sum over
-    pairs of views. It takes memory for V * B * N cosines. The paper's formula counts the image itself among the
-    others; its code, followed here, does not. V * log(N - 1) + (V - 1) / temperature - log(V * (V - 1) / 2) where all
-    projections are equal.
+    pairs of views. Its time grows with V * N ** 2. The paper's formula counts the image itself among the others; its
+    code, followed here, does not. V * log(N - 1) + (V - 1) / temperature - log(V * (V - 1) / 2) where all projections
+    are equal.
 
     Args:
         z: projections [V, B, D], any scale.
         temperature: divides the cosines, > 0.
     """
     z = F.normalize(require_views(z), dim=-1)
-    views, batch, _ = z.shape
-    keys = gather_views(z, "a multi-view loss")                                          # [V, N, D]
-    require_room(batch * keys.shape[:-1].numel(), keys, "a multi-view loss")
-    cosines = torch.bmm(z, keys.mT) / temperature                                        # [V, B, N]
-    own = torch.arange(batch, device=z.device)[None, :, None] + batch * distributed.rank()
-    spread = cosines.scatter(2, own.expand(views, batch, 1), float("-inf")).logsumexp(2)             # [V, B]
-    pairs = torch.einsum("vbd,wbd->bvw", z, z) / temperature                             # [B, V, V]
-    once = torch.ones(views, views, dtype=torch.bool, device=z.device).triu(1)
-    return (spread.sum(0) - pairs.masked_fill(~once, float("-inf")).flatten(1).logsumexp(1)).mean()
+    alone, every = z[:, None], everyone(z)[:, None]                                      # V x [1, B, D], [1, N, D]
+    spread = sum(against_others(one, one if distributed.world_size() == 1 else keys, temperature)[0]
+                 for one, keys in zip(alone, every, strict=True))                        # [B]
+    once = torch.ones(len(z), len(z), dtype=torch.bool, device=z.device).triu(1)
+    pairs = own_products(z, temperature).masked_fill(~once, float("-inf"))
+    return (spread - pairs.flatten(1).logsumexp(1)).mean()
 
 
 @full_precision
@@ -91,10 +97,12 @@ def poly_view(z: Tensor, temperature: float) -> Tensor:
 
     The geometric form, as MV-DHEL's authors compare with it. With two views it is `nt_xent`.
     """
-    positive, negative = products(z, temperature)
-    terms = torch.logaddexp(negative.flatten(2).logsumexp(2)[..., None], positive) - positive        # [V, B, V]
-    views = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    return terms.mean(1).masked_fill(views, 0).sum() / (len(z) * (len(z) - 1))
+    z = F.normalize(require_views(z), dim=-1)
+    rivals = against_others(z, everyone(z), temperature).T[..., None]                    # [B, V, 1]
+    positive = own_products(z, temperature)                                              # [B, V, V]
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    terms = (torch.logaddexp(rivals, positive) - positive).mean(0).masked_fill(itself, 0)
+    return terms.sum() / (len(z) * (len(z) - 1))
 
 
 def pairwise(z: Tensor, temperature: float) -> Tensor:
@@ -142,12 +150,12 @@ def repulsion(z: Tensor, sharpness: float) -> Tensor:
     """
     z = F.normalize(z, dim=-1)
     keys = gather_views(z, "CACR")                                                               # [V, N, D]
-    require_room(len(z) * (len(z) - 1) // 2 * z.shape[1] * keys.shape[1], keys, "CACR")
-    terms = []
     own = torch.arange(z.shape[1], device=z.device)[:, None] + z.shape[1] * distributed.rank()
-    for x, y in combinations(range(len(z)), 2):
-        distances = 2 - 2 * z[x] @ keys[y].T                                                     # [B, N]
-        itself = torch.zeros_like(distances, dtype=torch.bool).scatter(1, own, True)
-        weights = (-sharpness * distances).masked_fill(itself, float("-inf")).softmax(1)
-        terms.append(-(weights * distances).sum(1).mean())
-    return torch.stack(terms).mean()
+
+    def near(cosines: Tensor) -> Tensor:
+        there = cosines.isfinite()                                                               # [r, N]
+        distances = 2 - 2 * cosines.masked_fill(~there, 0)
+        weights = (-sharpness * distances).masked_fill(~there, float("-inf")).softmax(1)
+        return (weights * distances).sum(1)
+    return -torch.stack([by_rows(near, (Products(z[x], keys[y], own),), ()).mean()
+                         for x, y in combinations(range(len(z)), 2)]).mean()

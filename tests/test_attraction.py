@@ -5,12 +5,11 @@ import math
 import pytest
 import torch
 
-from ssl_zoo.blocks import memory_of
 from ssl_zoo.losses import contrast, key_similarities
 from ssl_zoo.methods import CACR, CACRMoCoV3, GroCo, MoCoV3
 from ssl_zoo.methods.cacr import momentum_attraction
 from ssl_zoo.methods.groco import group_order, sorted_places
-from ssl_zoo.multi_view import attraction, mv_dhel, mv_info_nce, poly_view, repulsion
+from ssl_zoo.multi_view import attraction, repulsion
 from ssl_zoo.views import ViewSpec
 from tests.conftest import MULTI_CROP, TWO_VIEWS, small, state
 from tests.test_bases import cosine, projections, require_equal, unit_views
@@ -238,18 +237,3 @@ def test_a_batch_with_too_few_other_images_is_refused():
 def test_one_image_has_no_others_to_be_pushed_from():
     with pytest.raises(ValueError, match="CACR compares the images of a batch, and this batch has 1: raise the batch"):
         repulsion(normal(2, 1, 3), 0.9)
-
-
-@pytest.mark.parametrize(("loss", "views", "name", "needed"), [
-    (mv_info_nce, 8, "a multi-view loss", 7153), (poly_view, 8, "a multi-view loss", 7153),
-    (mv_dhel, 8, "a multi-view loss", 894), (repulsion, 8, "CACR", 3129)])
-def test_more_views_and_images_than_fit_are_refused_before_they_take_memory(loss, views, name, needed, monkeypatch):
-    monkeypatch.setattr("ssl_zoo.blocks.memory_of", lambda device: 16 * 2 ** 30)
-    with pytest.raises(ValueError, match=f"{name} compares {views} views of 100,000 images at once, which takes "
-                                         f"{needed:,} GiB, and this cpu has 16: lower the batch size or the number of"):
-        loss(torch.ones(views, 100_000, 2), 0.5)
-
-
-def test_a_machine_knows_its_memory():
-    assert 2 ** 28 < memory_of(torch.device("cpu")) < 2 ** 46
-    assert memory_of(torch.device("meta")) == 0

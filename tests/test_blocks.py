@@ -10,6 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ssl_zoo import blocks
 from ssl_zoo.blocks import Products, by_rows
 from ssl_zoo.losses import batch_similarities, contrast, global_contrast, nt_xent
+from ssl_zoo.methods.pixcontrast import pixel_contrast
+from ssl_zoo.multi_view import mv_dhel, mv_info_nce, poly_view, repulsion
 
 KINDS = ["info_nce", "decoupled", "weighted_decoupled"]
 
@@ -85,7 +87,7 @@ def test_a_function_by_rows_is_that_of_the_whole(small_blocks):
 
 
 class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that an operation makes."""
+    """The number of elements of the largest tensor of floats that an operation makes."""
 
     def __init__(self):
         super().__init__()
@@ -94,7 +96,8 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **kwargs or {})
         for one in made if isinstance(made, tuple | list) else [made]:
-            self.elements = max(self.elements, one.numel() if isinstance(one, torch.Tensor) else 0)
+            if isinstance(one, torch.Tensor) and one.is_floating_point():
+                self.elements = max(self.elements, one.numel())
         return made
 
 
@@ -127,6 +130,61 @@ def test_sogclrs_step_makes_no_tensor_larger_than_a_block():
     with Largest() as seen:
         sogclr(*normal(2, 1024, 4).float())
     assert seen.elements == blocks.BLOCK["cpu"]
+
+
+def pixels(z, temperature):
+    """PixContrast of as many images as there are views, with maps of 2 x 4 cells."""
+    x, target = (view.mT.unflatten(2, (2, 4)) for view in (z, z.flip(0).tanh()))
+    return pixel_contrast(x, target, torch.ones(8, 8).tril().bool().expand(len(z), 8, 8), temperature)
+
+
+OF_VIEWS = {"MV-InfoNCE": mv_info_nce, "MV-InfoNCE, paper": lambda z, t: mv_info_nce(z, t, False), "MV-DHEL": mv_dhel,
+            "poly-view": poly_view, "CACR": lambda z, t: repulsion(z, 1 / t), "PixContrast": pixels}
+
+
+def with_slope(loss, z, temperature):
+    z = z.clone().requires_grad_()
+    value = loss(z, temperature)
+    return value.detach(), *torch.autograd.grad(value, z)
+
+
+@pytest.mark.parametrize("name", OF_VIEWS)
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-4)])
+def test_losses_of_many_views_are_those_of_the_matrix_in_blocks(monkeypatch, name, temperature, dtype, tolerance):
+    z = normal(3, 8, 5).to(dtype)
+    whole = with_slope(OF_VIEWS[name], z, temperature)
+    monkeypatch.setitem(blocks.BLOCK, "cpu", 5 * 24 + 3)
+    monkeypatch.setattr(blocks, "PLAIN", 0)
+    with Largest() as seen:
+        found = with_slope(OF_VIEWS[name], z, temperature)
+    assert seen.elements <= 5 * 24 + 3
+    for one, other in zip(found, whole, strict=True):
+        assert torch.allclose(one, other, rtol=tolerance, atol=tolerance / temperature)
+
+
+@pytest.mark.parametrize("name", ["MV-InfoNCE, paper", "PixContrast"])
+def test_in_blocks_losses_of_many_views_compile_to_one_graph(small_blocks, name):
+    z = normal(2, 8, 5)
+    compiled = torch.compile(OF_VIEWS[name], backend="aot_eager", fullgraph=True)
+    for one, other in zip(with_slope(compiled, z, 0.3), with_slope(OF_VIEWS[name], z, 0.3), strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-12)
+
+
+def test_two_processes_have_the_losses_of_many_views_in_blocks(two_processes):
+    parts = two_processes(halves_of_views)
+    for place, loss in enumerate([*OF_VIEWS.values()][:5]):        # PixContrast compares nothing between images
+        value, slope = with_slope(loss, normal(3, 8, 5), 0.2)
+        assert torch.allclose(torch.stack([part[place][0] for part in parts]).mean(), value, rtol=0, atol=1e-12)
+        assert torch.allclose(torch.cat([part[place][1] for part in parts], 1) / 2, slope, rtol=0, atol=1e-12)
+
+
+def halves_of_views(rank):
+    before = blocks.BLOCK["cpu"], blocks.PLAIN
+    blocks.BLOCK["cpu"], blocks.PLAIN = 3 * 24, 0
+    found = [with_slope(loss, normal(3, 8, 5).chunk(2, 1)[rank], 0.2) for loss in [*OF_VIEWS.values()][:5]]
+    blocks.BLOCK["cpu"], blocks.PLAIN = before
+    return found
 
 
 def test_two_processes_in_blocks_have_the_loss_and_gradients_of_one(two_processes):

@@ -16,7 +16,7 @@ AGGREGATES = {"pairwise": pairwise, "average": average, "poly_view": poly_view}
 class MVInfoNCE(Method):
     """All views of an image are compared at once, with each other and with all views of all other images.
 
-    Koromilas et al., 2025, arXiv:2507.06979. Two or more views of any size; memory grows with their number squared.
+    Koromilas et al., 2025, arXiv:2507.06979. Two or more views of any size; time grows with their number squared.
 
     Args:
         projector: layer widths of the projector, at least one.
@@ -40,7 +40,7 @@ class MVInfoNCE(Method):
 class MVDHEL(Method):
     """All views of an image agree at once, and each view by itself keeps the images apart.
 
-    Koromilas et al., 2025, arXiv:2507.06979. Two or more views of any size; memory grows with their number.
+    Koromilas et al., 2025, arXiv:2507.06979. Two or more views of any size; time grows with their number.
 
     Args:
         projector: layer widths of the projector, at least one.

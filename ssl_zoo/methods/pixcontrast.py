@@ -1,9 +1,11 @@
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_zoo.blocks import by_images
 from ssl_zoo.heads import pixel_mlp
 from ssl_zoo.losses import check_temperature, full_precision
 from ssl_zoo.memory import MomentumEncoder
@@ -24,11 +26,16 @@ def pixel_contrast(x: Tensor, target: Tensor, matches: Tensor, temperature: floa
         temperature: divides the cosines, > 0.
     """
     x, target = (F.normalize(z.flatten(2), dim=1) for z in (x, target.detach()))      # [B, D, N]
+    return by_images(partial(cell_terms, temperature=temperature), matches[0].numel(), x, target, matches).mean()
+
+
+def cell_terms(x: Tensor, target: Tensor, matches: Tensor, temperature: float) -> Tensor:
+    """The mean over the cells of each image that have a match, [B], of unit cells [B, D, N]; 0 without any."""
     logits = torch.bmm(x.mT, target) / temperature                                    # [B, N, N]
     valid = matches.any(2)                                                            # [B, N]
     matches = matches | ~valid[:, :, None]              # a row without a match is finite, and then left out
     terms = (logits.logsumexp(2) - logits.masked_fill(~matches, float("-inf")).logsumexp(2)) * valid
-    return (terms.sum(1) / valid.sum(1).clamp_min(1)).mean()      # an image without matches adds 0, as in PixPro
+    return terms.sum(1) / valid.sum(1).clamp_min(1)               # an image without matches adds 0, as in PixPro
 
 
 class PixContrast(Method):
