@@ -57,7 +57,7 @@ from ssl_zoo.views import Augmentation, Key, View, ViewSpec
 from ssl_zoo.views.specs import PRESETS
 
 RESULTS = ROOT / "benchmarks/results"
-WARM = 2            # steps before the clock starts
+WARM = 1            # steps before the clock starts; on a GPU more, in which programs are compiled
 LIMIT, PEER = "limit", "lightly"
 FLOAT = T.ToDtype(torch.float32, scale=True)
 ALONE = 64          # images in a batch where a loader is measured alone
@@ -88,10 +88,10 @@ WORKLOADS = {
         {"cpu": 256, "cuda": 512}, {"cpu": 3, "cuda": 10}),
     "2x224, files": Workload(
         bilinear(PRESETS["simclr"]), True, functools.partial(lightly.transforms.SimCLRTransform, normalize=None),
-        lambda kind: ResNet(18 if kind == "cpu" else 50), {"cpu": 8, "cuda": 128}, {"cpu": 1, "cuda": 6}),
+        lambda kind: ResNet(18 if kind == "cpu" else 50), {"cpu": 4, "cuda": 128}, {"cpu": 2, "cuda": 6}),
     "2x224 + 6x96, files": Workload(
         PRESETS["swav"], True, functools.partial(lightly.transforms.SwaVTransform, normalize=None),
-        lambda kind: ResNet(18 if kind == "cpu" else 50), {"cpu": 8, "cuda": 128}, {"cpu": 1, "cuda": 6})}
+        lambda kind: ResNet(18 if kind == "cpu" else 50), {"cpu": 4, "cuda": 128}, {"cpu": 2, "cuda": 6})}
 
 
 # The pipelines: a loader, and what turns its batches into views on the device
@@ -197,12 +197,17 @@ class Stopwatch(pl.Callback):
 
     def __init__(self, steps: int, device: torch.device):
         self.steps, self.device, self.seconds = steps, device, 0.0
+        self.warm = WARM if device.type == "cpu" else 4 * WARM
+
+    @property
+    def all_steps(self) -> int:
+        return self.warm + self.steps
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:
-        if trainer.global_step == WARM:
+        if trainer.global_step == self.warm:
             self.began = now(self.device)
-        elif trainer.global_step == WARM + self.steps:
+        elif trainer.global_step == self.all_steps:
             self.seconds = now(self.device) - self.began
 
 
@@ -228,7 +233,7 @@ def step_seconds(work: Workload, pipeline: Pipeline, steps: int, device: torch.d
         method.to(memory_format=torch.channels_last)   # type: ignore[call-overload]
     watch = Stopwatch(steps, device)
     trainer = pl.Trainer(accelerator=device.type, devices=1, precision="bf16-mixed" if gpu else "32-true", logger=False,
-                         max_steps=WARM + steps, callbacks=[watch], enable_checkpointing=False,
+                         max_steps=watch.all_steps, callbacks=[watch], enable_checkpointing=False,
                          enable_progress_bar=False, enable_model_summary=False)
     trainer.fit(method, train_dataloaders=pipeline.loader)
     return watch.seconds / steps

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ssl_zoo.data.decoding import Decoder, from_samples, opened, picture, stored
+from ssl_zoo.data.decoding import Decoder, from_samples, opened, picture, stored, whole
+from ssl_zoo.data.jpeg import ORIENTATION
 from ssl_zoo.views import Scaled
 
 Factor = Callable[[int, int], int]   # height and width of an upright image -> 1, 2, 4 or 8
-ORIENTATION = 0x0112                 # the tag of how the camera lay
 
 
 def read_scaled(path: str | Path, decoder: Decoder, factor: Factor, content: bytes | None = None) -> Tensor | Scaled:
@@ -33,8 +33,8 @@ def read_scaled(path: str | Path, decoder: Decoder, factor: Factor, content: byt
             while chosen > 1 and (width % chosen or height % chosen):
                 chosen //= 2
         if chosen == 1:
-            return picture(file, decoder)
+            return whole(path, file, decoder, content)
         file.draft(file.mode, tuple(side // chosen for side in file.size))
-        whole = file.size == size   # a file that PIL does not reduce
+        as_it_is = file.size == size   # a file that PIL does not reduce
         pixels = picture(file, decoder)
-        return pixels if whole else Scaled(pixels, (height, width), chosen)
+        return pixels if as_it_is else Scaled(pixels, (height, width), chosen)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ssl_zoo.distributed import Key
 from ssl_zoo.views import operations
 from ssl_zoo.views.crops import crop_and_resize
-from ssl_zoo.views.reduction import Reduction, Scaled, cut
+from ssl_zoo.views.reduction import Reduction, Scaled, cut, cut_batch
 from ssl_zoo.views.specs import PRESETS, Preset, ViewSpec
 from ssl_zoo.views.tables import boxes, draw_rows
 
@@ -177,10 +177,8 @@ class Augmentation:
         coloured = [self.coloured(each[None])[0] for each in pixels]
         images = [image._replace(pixels=each) if isinstance(image, Scaled) else each
                   for image, each in zip(images, coloured, strict=True)]
-        return Crops([torch.stack([torch.stack([cut(image, entry, spec)
-                                                for image, entry in zip(images, view, strict=True)])
-                                   for view in table]) for spec, table in zip(self.views, tables, strict=True)],
-                     tables, sizes)
+        return Crops([cut_batch(images, table, spec) for spec, table in zip(self.views, tables, strict=True)], tables,
+                     sizes)
 
     @torch.no_grad()
     def __call__(self, batch: Tensor | Canvases | Crops, key: Key) -> list[View]:

@@ -80,6 +80,16 @@ class Numbers:
         return self.drawn[self.next - 1][..., self.place:self.place + 1, :]
 
 
+def cut_batch(images: Sequence[Tensor | Scaled], table: np.ndarray, spec: ViewSpec) -> Tensor:
+    """The crops [V, B, C, size, size] of a batch, by a table [V, B]; each is copied once, to its place."""
+    first = images[0].pixels if isinstance(images[0], Scaled) else images[0]
+    crops = torch.empty(*table.shape, first.shape[0], spec.size, spec.size, dtype=torch.uint8)
+    for view, entries in zip(crops, table, strict=True):
+        for place, image, entry in zip(view, images, entries, strict=True):
+            place.copy_(cut(image, entry, spec))
+    return crops
+
+
 def cut(image: Tensor | Scaled, entry: np.void, spec: ViewSpec) -> Tensor:
     """Cut one crop [C, size, size] from one uint8 image [C, H, W], by torch's own antialiased resize.
 
