@@ -1,5 +1,6 @@
 # make quickstart: set up, pretrain on embedded digits, evaluate, show.   make test: the same set-up, then all tests.
-.PHONY: quickstart test check clean
+#                   make docs: the site, into site/.
+.PHONY: quickstart test check docs clean
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -13,6 +14,9 @@ test: .venv/ready
 check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # uv installs in a sixth of pip's time; where it cannot be had, or does not know the index that pip was told of, pip does
 .venv/ready: pyproject.toml constraints.txt
