@@ -1,9 +1,11 @@
 """How fast, and in how much memory, are kNN, retrieval and the health measures? One thread, process time, medians.
 
 kNN of 10,000 queries against 50,000 x 512 features of 10 classes, against lightly's knn_predict in its validation's
-loop over batches of 512 queries, with a normalised bank prepared beforehand; interleaved. Memory is what comes to the
-features while it runs: tensors as torch's profiler counts them, and resident pages of a process of its own, with what
-libraries and the allocator keep. Features are normal numbers around a centre for each class, near enough for errors.
+loop over batches of 512 queries, with a normalised bank prepared beforehand; interleaved. Beside it the 200 nearest by
+faiss's flat search, where faiss-cpu is installed, which nothing else needs: it only searches, without a vote. Memory is
+what comes to the features while it runs: tensors as torch's profiler counts them, and resident pages of a process of
+its own, with what libraries and the allocator keep. Features are normal numbers around a centre for each class, near
+enough for errors.
 
 At ImageNet's size the tiles bound the memory; the time of scaled banks in half precision shows how it grows.
 
@@ -12,6 +14,7 @@ At ImageNet's size the tiles bound the memory; the time of scaled banks in half 
 """
 
 import argparse
+import contextlib
 import ctypes
 import json
 import statistics
@@ -31,7 +34,7 @@ from torch import Tensor
 from ssl_zoo.evaluation.features import Features
 from ssl_zoo.evaluation.health import alignment, feature_std, rankme, similarities, tolerance, uniformity
 from ssl_zoo.evaluation.knn import VOTES, knn_classes
-from ssl_zoo.evaluation.nearest import SAMPLE, TILE_QUERIES, TILE_ROWS
+from ssl_zoo.evaluation.nearest import SAMPLE, TILE_QUERIES, TILE_ROWS, nearest
 from ssl_zoo.evaluation.retrieval import retrieval
 
 ONE = {"knn_instdisc": VOTES["knn_instdisc"]}
@@ -58,6 +61,22 @@ def candidates(queries: int) -> dict[str, Callable[[], Any]]:
             "ssl_zoo, five protocols": lambda: knn_classes(train, test)}
 
 
+def searches(queries: int) -> dict[str, Callable[[], Tensor]]:
+    """The places [M, 200] of the nearest, by faiss if it is installed."""
+    bank, test = features(50_000, 512, 0).x, features(queries, 512, 1).x
+    found: dict[str, Callable[[], Tensor]] = {"ssl_zoo, the nearest alone": lambda: nearest(test, bank, 200)[1]}
+    with contextlib.suppress(ImportError):
+        import faiss
+        faiss.omp_set_num_threads(1)
+
+        def flat() -> Tensor:
+            index = faiss.IndexFlatIP(512)
+            index.add(F.normalize(bank).numpy())
+            return torch.from_numpy(index.search(F.normalize(test).numpy(), 200)[1])
+        found["faiss's flat search"] = flat
+    return found
+
+
 def seconds(call: Callable[[], Any]) -> float:
     start = time.process_time()
     call()
@@ -67,12 +86,17 @@ def seconds(call: Callable[[], Any]) -> float:
 def speed(rounds: int) -> dict[str, Any]:
     calls = candidates(10_000)
     theirs, ours, _ = (call() for call in calls.values())
+    alone = searches(10_000)
+    places = [call() for call in alone.values()]
+    calls |= alone
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             times[name].append(seconds(call))
     base = times["lightly, one protocol"]
+    both = [torch.isin(one, other).double().mean() for one, other in zip(places[0], places[-1], strict=True)]
     return {"predictions equal": torch.equal(ours["knn_instdisc"][:, 0], theirs[:, 0]),
+            "share of the nearest that faiss finds too": round(torch.stack(both).mean().item(), 6),
             "right": (ours["knn_instdisc"][:, 0] == features(10_000, 512, 1).labels).double().mean().item(),
             **{name: {"seconds": round(statistics.median(runs), 2),
                       "ratio": round(statistics.median(run / one for run, one in zip(runs, base, strict=True)), 3)}
