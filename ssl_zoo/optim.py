@@ -82,6 +82,7 @@ def built(optimizer: Callable[[Any], Optimizer], groups: list[dict[str, Any]]) -
                          "them out for their defaults, where they stand as null") from error
     made.register_state_dict_post_hook(with_class)
     made.register_load_state_dict_pre_hook(with_own_options)
+    made.register_load_state_dict_post_hook(in_own_layout)
     return made
 
 
@@ -116,6 +117,17 @@ def with_own_options(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str
     groups = [group | {name: mine[name] for name in options & mine.keys()}
               for group, mine in zip(saved, own, strict=False)]       # torch refuses other numbers of groups
     return {**state, "param_groups": [*groups, *saved[len(own):]]}
+
+
+def in_own_layout(optimizer: Optimizer) -> None:
+    """Give a loaded state the memory format of its parameters: a run may go on in another than it began with.
+
+    Fused optimisers on a CPU take numbers in the order in which they lie in memory, whatever their strides say.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def by_decay(parameters: Iterable[nn.Parameter], **options: Any) -> list[dict[str, Any]]:

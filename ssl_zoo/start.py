@@ -69,6 +69,9 @@ def require_ready(method: Any, trainer: Any) -> None:
             raise ValueError(f"--trainer.{name} counts from 1, and is {value}")
     if trainer.max_epochs == -1 and trainer.max_steps == -1:
         raise ValueError(endless("neither --trainer.max_epochs nor --trainer.max_steps is set"))
+    if trainer.gradient_clip_val:
+        for optimizer in trainer.optimizers:    # fused; otherwise Lightning refuses to clip in mixed precision
+            optimizer._step_supports_amp_scaling = False
     for size in {spec.size for spec in method.augment.views}:
         check_size(method.encoder, size)
 

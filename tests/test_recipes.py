@@ -96,7 +96,7 @@ def test_a_recipe_says_nothing_that_is_said_for_all():
     """So that what a recipe says is what makes it different."""
     for name, path in RECIPES.items():
         parts = yaml.safe_load(path.read_text())
-        assert parts.keys() <= {"trainer", "evaluation", "report", "checkpoints", "model", "data"}, name
+        assert parts.keys() <= {"trainer", "evaluation", "report", "checkpoints", "fast", "model", "data"}, name
         assert not parts["trainer"].keys() & {"logger", "callbacks", "enable_model_summary"}, name
         assert not {"devices: 1}", "devices: 1,"} & set(path.read_text().split()), name
 

@@ -17,6 +17,7 @@ from ssl_zoo import (
     data,
     encoders,
     evaluation,
+    fast,
     gradient_cache,
     methods,
     monitor,
@@ -41,7 +42,7 @@ TRAINER = {"devices": 1, "precision": "32-true", "check_val_every_n_epoch": 10, 
            "enable_model_summary": False}
 RUNS = "runs"   # the folder of all runs
 CALLBACKS = {"evaluation": callback.Evaluation, "report": callback.Report, "checkpoints": saving.Checkpoints,
-             "gradient_cache": gradient_cache.GradientCache}
+             "gradient_cache": gradient_cache.GradientCache, "fast": fast.Fast}
 
 # the families hold the classes that a recipe may name alone, once their files are imported
 __all__ = ["Cli", "Parser", "arrays", "callback", "data", "digits", "encoders", "evaluation", "folder", "former",
