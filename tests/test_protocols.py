@@ -86,7 +86,7 @@ def test_of_several_keys_the_longest_explains_a_score():
 
 @pytest.mark.parametrize(("name", "sentence"), [
     ("logistics", "there is no protocol logistics; did you mean logistic?"),
-    ("xyz", "there is no protocol xyz; there are fewshot, finetune, finetune_simclr, health"),
+    ("xyz", "there is no protocol xyz; there are corruptions, fewshot, finetune, finetune_simclr"),
 ])
 def test_a_name_that_is_no_protocols_is_refused_with_what_there_is(name, sentence):
     with pytest.raises(ValueError, match=sentence.replace("?", r"\?")):
