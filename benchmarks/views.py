@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import kornia.augmentation as K
@@ -24,7 +24,7 @@ import torchvision.transforms.v2 as T
 from PIL import Image
 from record import record
 
-from ssl_zoo.views import Augmentation, Key, ViewSpec
+from ssl_zoo.views import Augmentation, Key, View, ViewSpec
 
 CIFAR = {"size": 32, "count": 2, "jitter": 0.8, "strength": 0.5, "gray": 0.2}
 WORKLOADS: dict[str, tuple[Any, int, int, Callable[..., Any]]] = {   # views, batch, side of the images, lightly's
@@ -120,62 +120,73 @@ def on_cpu() -> dict[str, Any]:
     return figures
 
 
-def on_gpu() -> dict[str, Any]:
-    device, figures = torch.device("cuda"), {}
-    for name, (views, batch, side, _) in WORKLOADS.items():
-        batch = 512 if side == 32 else R50_BATCH
-        pixels = np.random.default_rng(0).integers(0, 256, (batch, 3, side, side), dtype=np.uint8)
+def on_device(device: torch.device, workloads: Sequence[str] = tuple(WORKLOADS), batch: int | None = None
+              ) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What views cost there against Kornia's and a ResNet-50's step, and whether they are those of the CPU."""
+    for name in workloads:
+        views, _, side, _ = WORKLOADS[name]
+        images_in = batch or (512 if side == 32 else R50_BATCH)
+        pixels = np.random.default_rng(0).integers(0, 256, (images_in, 3, side, side), dtype=np.uint8)
         here, images = torch.from_numpy(pixels), torch.from_numpy(pixels).to(device)
         plain = Augmentation(views, dtype="bfloat16", channels_last=True)
         compiled = Augmentation(views, compile=True, dtype="bfloat16", channels_last=True)
         kornia = kornia_views(plain)
         candidates = {"ssl_zoo": numbered(plain, images), "ssl_zoo, compiled": numbered(compiled, images),
                       "kornia": lambda kornia=kornia, images=images: kornia(images)}
-        count = batch * plain.count
-        milliseconds = {row: gpu_milliseconds(call) for row, call in candidates.items()}
-        step = gpu_milliseconds(training_step(plain, batch, device))
+        count = images_in * plain.count
+        spent = {row: milliseconds(call, device) for row, call in candidates.items()}
+        step = milliseconds(training_step(plain, images_in, device), device)
         key = Key(1, 2, 3, 0)
-        reference = Augmentation(views)(here, key)
         rows = {row: {"ms per batch": round(value, 3), "microseconds per view": round(1e3 * value / count, 3),
-                      "times kornia": round(milliseconds["kornia"] / value, 1),
+                      "times kornia": round(spent["kornia"] / value, 1),
                       "share of a ResNet-50 step": round(value / step, 4),
-                      "kernels": kernels(candidates[row])} for row, value in milliseconds.items()}
-        drawn = compiled(images, key)
-        figures[name] = {
-            "batch": batch, "views": count, "ResNet-50 step, ms": round(step, 2), **rows,
-            "waits for the device": waits(candidates["ssl_zoo"]) + waits(candidates["ssl_zoo, compiled"]),
-            "boxes and flips equal the CPU's": all(torch.equal(a.boxes.cpu(), b.boxes) and torch.equal(
+                      "kernels": kernels(candidates[row], device)} for row, value in spent.items()}
+        yield name, {
+            "batch": images_in, "views": count, "ResNet-50 step, ms": round(step, 2), **rows,
+            "waits for the device": sum(waits(candidates[row], device) for row in ("ssl_zoo", "ssl_zoo, compiled")),
+            **alike(compiled(images, key), Augmentation(views)(here, key))}
+
+
+def alike(drawn: Sequence[View], reference: Sequence[View]) -> dict[str, Any]:
+    return {"boxes and flips equal the CPU's": all(torch.equal(a.boxes.cpu(), b.boxes) and torch.equal(
                 a.flipped.cpu(), b.flipped) for a, b in zip(drawn, reference, strict=True)),
             "mean difference from the CPU's views, levels": round(statistics.mean(
                 255 * (a.images.float().cpu() - b.images).abs().mean().item()
                 for a, b in zip(drawn, reference, strict=True)), 3)}
-    return figures
 
 
-def gpu_milliseconds(call: Callable[[], Any]) -> float:
-    for _ in range(5):
+def milliseconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Median of 20 calls on a GPU; on a CPU of 2, of the processor's time."""
+    gpu, times = device.type == "cuda", []
+    for _ in range(5 if gpu else 1):
         call()
-    times = []
-    for _ in range(20):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
+    for _ in range(20 if gpu else 2):
+        if gpu:
+            torch.cuda.synchronize()
+        start = time.perf_counter() if gpu else time.process_time()
         call()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
+        if gpu:
+            torch.cuda.synchronize()
+        times.append(1000 * ((time.perf_counter() if gpu else time.process_time()) - start))
     return statistics.median(times)
 
 
-def kernels(call: Callable[[], Any]) -> int:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+def kernels(call: Callable[[], Any], device: torch.device) -> int:
+    """Kernels that a call launches; on a CPU, what it runs of torch's operations."""
+    kind = "CUDA" if device.type == "cuda" else "CPU"
+    with torch.profiler.profile(activities=[getattr(torch.profiler.ProfilerActivity, kind)]) as profile:
         call()
-        torch.cuda.synchronize()
-    return sum(event.count for event in profile.key_averages() if event.device_type == torch.profiler.DeviceType.CUDA)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    return sum(event.count for event in profile.key_averages()
+               if event.device_type == getattr(torch.profiler.DeviceType, kind))
 
 
-def waits(call: Callable[[], Any]) -> int:
-    """How often the host waits for the device, by the warnings of torch's debug mode."""
+def waits(call: Callable[[], Any], device: torch.device) -> int:
+    """How often the host waits for the device, by the warnings of torch's debug mode; a CPU has no such thing."""
+    if device.type == "cpu":
+        call()
+        return 0
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as found:
@@ -194,7 +205,7 @@ def training_step(augmentation: Augmentation, batch: int, device: torch.device) 
 
     def step() -> None:
         network.zero_grad(set_to_none=True)
-        with torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             loss = sum(network(images).float().square().mean() for images in views)
         loss.backward()
     return step
@@ -205,6 +216,6 @@ if __name__ == "__main__":
     if "--gpu" not in sys.argv:
         record("views", on_cpu())
     if torch.cuda.is_available():
-        record("views_gpu", on_gpu())
+        record("views_gpu", dict(on_device(torch.device("cuda"))))
     elif "--gpu" in sys.argv:
         sys.exit("no GPU here: benchmarks/views.py --gpu needs one")
