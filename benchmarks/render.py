@@ -5,6 +5,7 @@
     python benchmarks/render.py --check    only name the files that differ from their records; status 1 if any do
 """
 
+import ast
 import json
 import re
 import sys
@@ -20,6 +21,7 @@ from ssl_zoo.cli.recipes import heading, shipped
 RESULTS, ROOT = Path(__file__).parent / "results", Path(__file__).parents[1]
 PROTOCOLS = ("knn_instdisc", "linear_cached")
 METHODS = r"\| (?:method|take) \|.* \| kNN \|"              # heads of tables
+RACE = r"\| track \| entry \|.* \| seconds \|.*\|"
 SURVIVED = r"\| what happened \| survived \| steps done twice: mean, most \|"
 
 
@@ -79,7 +81,7 @@ def rewritten(text: str, said: str) -> str:
 
 def page(text: str) -> str:
     """A page of the README or docs/ with the records' figures: what the quickstart prints, each method's gain, what
-    checkpoints cost, what runs survive, and how fast images are read, as far as it has them.
+    checkpoints cost, what runs survive, the speed record, and how fast images are read, as far as it has them.
 
     Without the quickstart's line on the highest epochs, which are no result.
     """
@@ -93,7 +95,9 @@ def page(text: str) -> str:
     text = re.sub(r"One core hands out .*?:", f"One core hands out {rates[0]}, {rates[1]} and {rates[2]}:", text)
     found = gains()
     text = with_rows(text, METHODS, lambda rows: [f"{row.rpartition(' | ')[0]} | {gain(row, found)} |" for row in rows])
-    return with_rows(text, SURVIVED, lambda rows: survived(figures("survive")["trials"]))
+    text = with_rows(text, SURVIVED, lambda rows: survived(figures("survive")["trials"]))
+    text = with_rows(text, RACE, lambda rows: race(figures("speedrun")))
+    return re.sub(r"(?s)(?<=\n## Rules\n\n).*?(?=\n## )", lambda _: rules(), text)
 
 
 def with_rows(text: str, head: str, change: Callable[[list[str]], Sequence[str]]) -> str:
@@ -112,6 +116,34 @@ def survived(trials: Sequence[dict[str, Any]]) -> list[str]:
         rows.append(f"| {kind} | {sum(not trial['wrong'] for trial in of_kind)} of {len(of_kind)} | {mean(lost):.1f}, "
                     f"{max(lost)} |")
     return rows
+
+
+def race(found: dict[str, Any]) -> list[str]:
+    """A row for each entry of the speed record, each track's fastest first: means and ranges over the seeds."""
+    rows = []
+    for name, entry in found["entries"].items():
+        runs, targets = entry["runs"], found["tracks"][entry["track"]]["targets"]
+        reached = all(mean([run[score] for run in runs]) >= target for score, target in targets.items())
+        verdict = "yes" if reached and len(runs) >= 3 else "no" if len(runs) >= 3 else f"{len(runs)} of 3 seeds"
+        machine = runs[-1]["machine"]
+        where = machine["gpu"] or ", ".join([machine["cpu"], *machine["instructions"][-1:]])
+        clock = "wall" if entry["track"] == "cuda" else "seconds"
+        cells = [entry["track"], name, f"{runs[0]['steps']:,}", *(spread([100 * run[score] for run in runs]) + " %"
+                                                                 for score in targets),
+                 spread([run[clock] for run in runs]), verdict, where, runs[-1]["commit"], runs[-1]["date"][:10]]
+        rows.append((entry["track"], mean([run[clock] for run in runs]), "| " + " | ".join(cells) + " |"))
+    return [row for *_, row in sorted(rows)]
+
+
+def rules() -> str:
+    """Those of the speed record, which stand in its program's heading."""
+    heading = ast.get_docstring(ast.parse((RESULTS.parent / "speedrun.py").read_text())) or ""
+    return heading.partition("\nRules\n\n")[2].partition("\nTargets, ")[0]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and range."""
+    return f"{mean(values):.1f}" + f" ({min(values):.1f} to {max(values):.1f})" * (len(values) > 1)
 
 
 def gains() -> dict[str, float]:
