@@ -24,7 +24,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ssl_zoo.data.decoding import Unread
-from ssl_zoo.data.sources import Files, file_states, load_ahead
+from ssl_zoo.data.sources import Files, file_states
+from ssl_zoo.data.workers import load_ahead
 from ssl_zoo.views import Canvases, Crops, Key
 
 # height 0: the image could not be read, for a reason of so many bytes as its width

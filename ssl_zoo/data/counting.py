@@ -12,9 +12,9 @@ from tqdm import tqdm
 from ssl_zoo.data.fetching import SUFFIXES, Scratch, expand, is_address, is_plain, read_whole
 from ssl_zoo.data.layout import TEST, TRAIN, split_name
 from ssl_zoo.data.shard_index import INDEXES, Index, Shard, parse, require_whole
-from ssl_zoo.data.sources import load_ahead
 from ssl_zoo.data.tars import Pictures, pictures
 from ssl_zoo.data.tree import counted, hidden, some_of
+from ssl_zoo.data.workers import load_ahead
 
 ENDS = (".tar", *(f".tar{end}" for end in SUFFIXES[::2]), *SUFFIXES[1::2])
 UNFINISHED = "index.partial"   # of shards that are being written

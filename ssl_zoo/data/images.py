@@ -50,6 +50,7 @@ class Images(pl.LightningDataModule):
     decoder: Decoder                  # how files become images
     levels: Choice                    # "data" until the decoder's are measured
     left_out: LeftOut                 # images that could not be read
+    loader: Loader | None = None      # of the training batches of the run at hand
 
     def __init__(self, batch_size: int = 256, train_images: int | None = None, workers: int = 0,
                  strict: bool = False):
@@ -187,7 +188,13 @@ class Images(pl.LightningDataModule):
         if isinstance(source, Files):
             source.augment, source.scaled = augment, True
         order = in_order if trainer.overfit_batches else self.order     # the same batches in every epoch
-        return Loader(source, self.batch_size, self.workers, training=True, strict=self.strict, order=order)
+        loader = Loader(source, self.batch_size, self.workers, training=True, strict=self.strict, order=order)
+        loader.device, self.loader = trainer.strategy.root_device, loader
+        return loader
+
+    def teardown(self, stage: str) -> None:
+        if stage == "fit" and self.loader is not None:
+            self.loader.dismiss()
 
     def plain(self) -> Loader:
         """The whole training part in order, without augmentation, labelled or not; each process has its share.

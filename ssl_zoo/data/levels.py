@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from ssl_zoo.data.decoding import Decoder, Levels, Samples
-from ssl_zoo.data.sources import Files, load_ahead
+from ssl_zoo.data.sources import Files
+from ssl_zoo.data.workers import load_ahead
 
 Choice = Literal["data"] | Levels
 MEASURED = 2000      # at most so many training images are measured for `levels: data`

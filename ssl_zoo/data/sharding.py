@@ -26,7 +26,8 @@ from ssl_zoo.data.canvases import shrunk
 from ssl_zoo.data.counting import UNFINISHED
 from ssl_zoo.data.decoding import LeftOut, Unread, attempted, stored_samples
 from ssl_zoo.data.shard_index import INDEXES, Index, Shard
-from ssl_zoo.data.sources import Files, file_states, load_ahead
+from ssl_zoo.data.sources import Files, file_states
+from ssl_zoo.data.workers import load_ahead
 
 PIECE = 2 ** 20      # bytes that are read at once for a checksum
 JPEGS = {".jpg", ".jpeg", ".jpe", ".jfif"}

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ssl_zoo import distributed
 from ssl_zoo.data.decoding import COLOURS, Decoder, LeftOut, Samples, Unread, attempted, read_image, stored_samples
 from ssl_zoo.data.orders import Order, Shares, shuffled, some, spaced
 from ssl_zoo.data.scaled import Factor, read_scaled
-from ssl_zoo.data.workers import later, obey_the_run_alone
+from ssl_zoo.data.transfer import on_device
+from ssl_zoo.data.workers import Crew
 from ssl_zoo.views import Augmentation, Canvases, Crops, Key, Scaled
 
 # images, canvases or crops; labels [B], index [B]; by place, the files that could not be read
@@ -52,9 +52,9 @@ class Source:
         """At most `wanted` places of images to look at."""
         return spaced(len(self), wanted)
 
-    def batches(self, plan: Sequence[Request], workers: int, pin_memory: bool) -> Iterator[Loaded]:
-        """The batches of a plan, which as many workers load ahead."""
-        return load_ahead(self, plan, workers, pin_memory)
+    def batches(self, plan: Sequence[Request], crew: Crew) -> Iterator[Loaded]:
+        """The batches of a plan, which this source's crew loads ahead."""
+        return crew.load(plan)
 
 
 class Resident(Source):
@@ -249,6 +249,8 @@ class Loader:
                  training: bool = False, strict: bool = False, order: Order | None = None):
         self.source, self.batch_size, self.workers = source, batch_size, workers
         self.training, self.strict, self.order = training, strict, order or source.order
+        self.crew: Crew | None = None         # of training, from the first epoch on
+        self.device = torch.device("cpu")     # to which training batches are copied while the former is trained on
         self.epoch = 0
         self.shown = 0        # images that all processes have seen in this epoch
         self.running = False  # whether an epoch has begun, which the next pass does not go on with
@@ -324,7 +326,7 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[Tensor | Canvases | Crops, Tensor, Tensor, Key]]:
         self.shown = 0 if self.running else self.shown
         self.running, plan = True, self.plan()
-        for request, batch in zip(plan, self.load(plan), strict=True):
+        for request, batch in zip(plan, on_device(self.load(plan), self.device), strict=True):
             self.report(batch[2], batch[3])
             self.shown += self.together
             yield *batch[:3], request.key or PLAIN
@@ -337,7 +339,13 @@ class Loader:
 
     def load(self, plan: list[Request]) -> Iterator[Loaded]:
         workers = 0 if isinstance(self.source, Resident) else self.workers
-        return self.source.batches(plan, workers, pin_memory=torch.cuda.is_available())
+        crew = self.crew or Crew(self.source, workers, pin_memory=torch.cuda.is_available(), stays=self.training)
+        self.crew = crew if self.training else None
+        return self.source.batches(plan, crew)
+
+    def dismiss(self) -> None:
+        """Let the workers end; a later pass has new ones."""
+        self.crew = None
 
     def report(self, found: Tensor, unread: Mapping[int, Unread]) -> None:
         """Say why images are left out, of each once; stop where that is not allowed, or where a disk fails."""
@@ -372,20 +380,5 @@ def file_states(names: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def load_ahead(source: Any, plan: Sequence[Any], workers: int, pin_memory: bool = False) -> Iterator[Any]:
-    """`source[item]` for each item of the plan, in its order, by processes that load ahead; 0 loads in this one."""
-    if not workers:
-        return (source[item] for item in plan)
-    with later():   # from their first instruction on, workers have it blocked
-        return iter(DataLoader(source, batch_size=None, sampler=plan, num_workers=workers, collate_fn=as_it_is,
-                               generator=torch.Generator(),   # its own, so that torch's stays where it is
-                               worker_init_fn=obey_the_run_alone, pin_memory=pin_memory))
-
-
 def read_at(read: Callable[[int], Tensor], places: np.ndarray, i: int) -> Tensor:
     return read(int(places[i]))
-
-
-def as_it_is(batch: Any) -> Any:
-    """Keeps torch's default from turning the tables of `Crops` into tensors."""
-    return batch

@@ -21,6 +21,7 @@ from ssl_zoo.data.scaled import Factor, read_scaled
 from ssl_zoo.data.shard_index import Shard
 from ssl_zoo.data.sources import Files, Loaded, Request, file_states
 from ssl_zoo.data.tars import BLOCK, name_of, pictures
+from ssl_zoo.data.workers import Crew
 from ssl_zoo.views import Scaled
 
 OPEN = 128   # files and tables that a worker keeps at hand
@@ -251,13 +252,13 @@ class Shards(Enclosed):
                 break
         return None
 
-    def batches(self, plan: Sequence[Request], workers: int, pin_memory: bool) -> Iterator[Loaded]:
+    def batches(self, plan: Sequence[Request], crew: Crew) -> Iterator[Loaded]:
         if not self.remote or not plan:
-            yield from super().batches(plan, workers, pin_memory)
+            yield from super().batches(plan, crew)
             return
         if address := next((shard.name for shard in self.shards if is_address(shard.name)), ""):
             webdataset(address)   # a worker that is forked while a thread imports it waits for ever
-        ahead, batches = Ahead(self, plan), super().batches(plan, workers, pin_memory)
+        ahead, batches = Ahead(self, plan), super().batches(plan, crew)
         ahead.start()             # after the workers
         try:
             for batch in batches:
