@@ -10,6 +10,7 @@ HELP = """usage: ssl-zoo COMMAND ...
             or by a recipe:                  ssl-zoo fit --config cifar10/simclr
   evaluate  measure and compare encoders:    ssl-zoo evaluate runs/quickstart/version_0/encoder.safetensors
   validate  evaluate a checkpoint:           ssl-zoo validate --config CONFIG --ckpt_path CHECKPOINT
+  compare   recipes over several seeds:      ssl-zoo compare cifar10/simclr cifar10/moco --seeds 3
   preview   a picture of a recipe's views:   ssl-zoo preview --config cifar10/simclr
   bench     what limits a recipe here:       ssl-zoo bench --config cifar10/simclr
   embed     the features of images, a file:  ssl-zoo embed ENCODER my_images --output features.parquet

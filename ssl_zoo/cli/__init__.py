@@ -15,7 +15,7 @@ from ssl_zoo.cli.recipes import with_recipes
 from ssl_zoo.paths import check_whole
 
 DEBUG = "SSL_ZOO_DEBUG"   # set it to see whole tracebacks
-LIGHT = ("bench", "check", "duplicates", "embed", "evaluate", "export", "new", "preview", "recipes",
+LIGHT = ("bench", "check", "compare", "duplicates", "embed", "evaluate", "export", "new", "preview", "recipes",
          "shard", "similar")                                    # in files of their names
 NAMED = ("last", "best", "hpc")                                 # checkpoints that are looked for
 METHOD = {"--method"}                                           # of fit, for a folder alone

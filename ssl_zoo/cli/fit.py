@@ -34,6 +34,7 @@ from ssl_zoo.cli.recipes import run_name
 from ssl_zoo.data import arrays, digits, folder, hugging_face, shards, torchvision_sets
 from ssl_zoo.distributed import run_folder, run_seed
 from ssl_zoo.evaluation import callback, former
+from ssl_zoo.evaluation.curve import Curve
 from ssl_zoo.method import Method
 from ssl_zoo.views.specs import PRESETS
 
@@ -90,7 +91,7 @@ class Cli(LightningCLI):
         self.stop, self.start, self.extent = stopping.SafeStop(), stopping.FailedStart(), monitor.Extent()
         self.peers = peers.Peers()
         watching = [self.peers, self.start, monitor.Progress(), self.extent, monitor.Speed(), monitor.FiniteRun(),
-                    self.stop, monitor.ViewsPicture(), saving.LastCheckpoint(), LearningRateMonitor()]
+                    self.stop, monitor.ViewsPicture(), Curve(), saving.LastCheckpoint(), LearningRateMonitor()]
         super().__init__(
             Method, pl.LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
             parser_class=Parser, auto_configure_optimizers=False, run=run, args=arguments,

@@ -39,7 +39,8 @@ BATCH = 256
 
 def evaluate(encoders: Mapping[str, Encoder], data: "Images", folder: Path, *,
              protocols: Sequence[str | Protocol] | None = None, features: Path | None = None, dense: Path | None = None,
-             epochs: int | None = None, half: bool = False, origins: Mapping[str, Origin] | None = None) -> Comparison:
+             epochs: int | None = None, half: bool = False, origins: Mapping[str, Origin] | None = None,
+             seeds: Mapping[str, Sequence[str]] | None = None) -> Comparison:
     """Measure encoders on one data set, and leave report.json, report.md and pictures in `folder`.
 
     The report is written after each encoder, so that nothing is lost if a later one fails.
@@ -53,13 +54,14 @@ def evaluate(encoders: Mapping[str, Encoder], data: "Images", folder: Path, *,
         epochs: of linear_simclr, finetune_simclr and finetune, whose scores then say so.
         half: keep the features in float16.
         origins: where they come from: seeds of one recipe share a column, untrained ones are the others' yardstick.
+        seeds: the encoders of each recipe by its name, found by their origins where left out.
     """
     chosen = choose(protocols, dense)
     make(folder)                                     # what is impossible is said before hours of work
     taken = Source(data, data.val_dataloader(), features or folder / "features", half)
     about = {"class": type(data).__name__, "classes": data.classes, "fingerprints": taken.fingerprints,
              "understood": data.summary.splitlines()}
-    known, pictures, made = nothing_yet(chosen, origins or {}), [], provenance(data=data)
+    known, pictures, made = nothing_yet(chosen, origins or {}, seeds), [], provenance(data=data)
     for name, encoder in encoders.items():
         try:
             column = known.columns[name] = measure(name, encoder, taken, chosen, epochs, whence(origins, name))
@@ -79,9 +81,10 @@ def evaluate(encoders: Mapping[str, Encoder], data: "Images", folder: Path, *,
     return known
 
 
-def nothing_yet(chosen: Sequence[Protocol], origins: Mapping[str, Origin]) -> Comparison:
+def nothing_yet(chosen: Sequence[Protocol], origins: Mapping[str, Origin], known: Mapping[str, Sequence[str]] | None
+                ) -> Comparison:
     """What is known before the first encoder is measured."""
-    seeds, said = groups(origins)
+    seeds, said = groups(origins) if known is None else (known, [])
     untrained = [name for name, origin in origins.items() if origin.untrained]
     return Comparison(chosen, {}, {}, seeds=seeds, untrained=untrained, said=said)
 
