@@ -178,10 +178,8 @@ def of_part(part: Any) -> dict[str, Any] | None:
         return None
     names = getattr(part, "names", None)
     if isinstance(names, list) and names and os.path.isfile(names[0]):
-        found = of_files(names, getattr(part, "labels", None))
-    else:
-        found = part.fingerprint() if hasattr(part, "fingerprint") else None
-    return {"images": len(part), "fingerprint": found}
+        return {"images": len(part), "fingerprint": of_files(names, getattr(part, "labels", None))}
+    return {"images": len(part), "fingerprint": part.fingerprint() if hasattr(part, "fingerprint") else None}
 
 
 def of_files(names: Sequence[str], labels: torch.Tensor | None) -> str:

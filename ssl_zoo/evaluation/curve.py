@@ -84,7 +84,8 @@ class Curve(pl.Callback):
         self.write(trainer)
 
     def write(self, trainer: pl.Trainer) -> None:
-        folder, data = run_folder(trainer), getattr(trainer, "datamodule", None)
+        folder = run_folder(trainer)
+        data: Any = getattr(trainer, "datamodule", None)
         if trainer.is_global_zero and folder is not None and folder.is_dir():
             known = {"images_of_an_epoch": len(data.train) if hasattr(data, "train") else None, "step":
                      trainer.global_step, "images": self.images, "seconds": round(self.spent.wall, 3),

@@ -33,7 +33,7 @@ def of_run(kind: Literal["run", "validation"], data: Any, columns: Mapping[str, 
         verdict: of the last column.
         provenance: as the run has recorded it.
     """
-    name = next(reversed(columns), "")
+    name = list(columns)[-1] if columns else ""
     scores = {column: {score: number(value) for score, value in found.items()} for column, found in columns.items()}
     scores |= {name: dict(last)} if last else {}
     images = {which: len(part) for which, part in (("training", getattr(data, "train", None)),

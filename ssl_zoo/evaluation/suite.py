@@ -41,9 +41,7 @@ def evaluate(encoders: Mapping[str, Encoder], data: "Images", folder: Path, *,
              protocols: Sequence[str | Protocol] | None = None, features: Path | None = None, dense: Path | None = None,
              epochs: int | None = None, half: bool = False, origins: Mapping[str, Origin] | None = None,
              seeds: Mapping[str, Sequence[str]] | None = None) -> Comparison:
-    """Measure encoders on one data set, and leave report.json, report.md and pictures in `folder`.
-
-    The report is written after each encoder, so that nothing is lost if a later one fails.
+    """Measure encoders on one data set; leave report.json, report.md and pictures in `folder`, after each encoder anew.
 
     Args:
         encoders: by the name that each has in the report, on the device that is to measure it.
