@@ -110,6 +110,8 @@ def test_step_works(step, folder, defined, monkeypatch, capsys):
 def smaller(arguments):
     """Options that make a command of the documents short."""
     if arguments[0] in NO_RUN:
+        if arguments.count("--data") > 1:
+            return {"--protocols": "knn"}
         return FEW if {"finetune", "corruptions"} & set(arguments) else {}
     if arguments[0] == "bench":
         return {"--steps": "1", "--data.batch_size": "8"}

@@ -136,8 +136,9 @@ def learn(recipe: Recipe, encoder: Encoder, train: TrainingBatches, classes: int
     seed, device, augment = distributed.run_seed(), encoder.mean.device, crop_and_flip(size, encoder.channels)
     with alone(seed, device), tqdm(total=epochs * steps, desc=name, unit="step", file=sys.stderr, disable=None) as bar:
         model = assemble(encoder, classes, recipe.frozen, recipe.standardise)
-        groups = [{"params": model[0].parameters(), "share": recipe.share}] if not recipe.frozen else []
-        optimizer = torch.optim.SGD([*groups, {"params": model[1:].parameters()}], momentum=0.9, nesterov=True,
+        groups: list[dict[str, Any]] = [{"params": model[0].parameters(), "share": recipe.share},
+                                        {"params": model[1:].parameters()}]
+        optimizer = torch.optim.SGD(groups[recipe.frozen:], momentum=0.9, nesterov=True,
                                     weight_decay=recipe.weight_decay)
 
         def views(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:

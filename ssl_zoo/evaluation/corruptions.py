@@ -171,7 +171,7 @@ def snow(x: Tensor, draws: Draws, mean: float, deviation: float, size: float, le
 
 def fog(x: Tensor, draws: Draws, thickness: float, decay: float) -> Tensor:
     """A plasma whose differences shrink by decay squared from level to level."""
-    plasma = draws.plasma(len(x), *x.shape[-2:], roughness=decay ** -2)
+    plasma = draws.plasma(len(x), x.shape[-2], x.shape[-1], decay ** -2)
     brightest = x.amax((1, 2, 3), keepdim=True)
     return (x + thickness * plasma) * brightest / (brightest + thickness)
 

@@ -135,10 +135,7 @@ class Some:
 
     def __init__(self, batches: TrainingBatches, count: int):
         self.batches, self.count, self.began = batches, min(count, len(batches)), list[float]()
-
-    @property
-    def batch_size(self) -> int:
-        return self.batches.batch_size
+        self.batch_size = batches.batch_size
 
     def set_epoch(self, epoch: int) -> None:
         self.began.append(time.perf_counter())
