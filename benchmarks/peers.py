@@ -1,8 +1,8 @@
 """How fast does SimCLR learn from our views, against lightly's, Kornia's and torchvision's? All else is the same.
 
-    python benchmarks/peers.py                  on the CPU: about 15 minutes of one core
-    python benchmarks/peers.py --short          fewer rounds, 5 minutes
-    python benchmarks/peers.py --device cuda    on a GPU: 3 minutes, with 16 loader processes
+    python benchmarks/peers.py                  on the CPU: 7 rounds, about 10 minutes of one core
+    python benchmarks/peers.py --short          3 rounds, 4 minutes
+    python benchmarks/peers.py --device cuda    on a GPU, with 16 loader processes: 3 rounds, or one with --short
 
 Each pipeline makes the same rows of views in the way that its documentation shows: lightly's transform and
 torchvision's v2 transforms image by image in the loader; Kornia's AugmentationSequential over the batch on the device,
@@ -14,9 +14,10 @@ blur included for files, and crops are bilinear for all.
 
 Three sets of views: two of 32 pixels of CIFAR-10 in memory, two of 224 of photographs in JPEG files with a short side
 of 256, and SwAV's two of 224 and six of 96 of the same files. On the CPU everything runs in one process on one thread,
-and seconds are the processor's; on a GPU they are the clock's. `loader` is what the loader does for an image, always in
-one process on one thread: decoding, and what is made of the image there. Pipelines take turns, and a figure is the
-median of the rounds. Writes peers.json, a table peers.md and a picture peers.png to results/; on a GPU peers_cuda.*.
+and seconds are the processor's; on a GPU they are the clock's, which starts once every batch that loaders had made
+ahead is used up. `loader` is what the loader does for an image, always in one process on one thread: decoding, and what
+is made of the image there. Pipelines take turns, and a figure is the median of the rounds. Writes peers.json, a table
+peers.md and a picture peers.png to results/; on a GPU peers_cuda.*.
 """
 
 import argparse
@@ -57,7 +58,9 @@ from ssl_zoo.views import Augmentation, Key, View, ViewSpec
 from ssl_zoo.views.specs import PRESETS
 
 RESULTS = ROOT / "benchmarks/results"
-WARM = 1            # steps before the clock starts; on a GPU more, in which programs are compiled
+WARM = 1            # steps before the clock starts
+AHEAD = 2           # batches that each loader process makes ahead, by default
+AGAIN = 20          # times that a GPU sees the images in an epoch, at whose end loader processes start anew
 LIMIT, PEER = "limit", "lightly"
 FLOAT = T.ToDtype(torch.float32, scale=True)
 ALONE = 64          # images in a batch where a loader is measured alone
@@ -85,13 +88,13 @@ WORKLOADS = {
         functools.partial(lightly.transforms.SimCLRTransform, input_size=32, cj_strength=0.5, gaussian_blur=0.0,
                           normalize=None),
         lambda kind: NarrowResNet(32) if kind == "cpu" else ResNet(18, small_images=True),
-        {"cpu": 256, "cuda": 512}, {"cpu": 3, "cuda": 10}),
+        {"cpu": 256, "cuda": 512}, {"cpu": 3, "cuda": 40}),
     "2x224, files": Workload(
         bilinear(PRESETS["simclr"]), True, functools.partial(lightly.transforms.SimCLRTransform, normalize=None),
-        lambda kind: ResNet(18 if kind == "cpu" else 50), {"cpu": 4, "cuda": 128}, {"cpu": 2, "cuda": 6}),
+        lambda kind: ResNet(18 if kind == "cpu" else 50), {"cpu": 4, "cuda": 128}, {"cpu": 2, "cuda": 30}),
     "2x224 + 6x96, files": Workload(
         PRESETS["swav"], True, functools.partial(lightly.transforms.SwaVTransform, normalize=None),
-        lambda kind: ResNet(18 if kind == "cpu" else 50), {"cpu": 4, "cuda": 128}, {"cpu": 2, "cuda": 6})}
+        lambda kind: ResNet(18 if kind == "cpu" else 50), {"cpu": 4, "cuda": 128}, {"cpu": 2, "cuda": 30})}
 
 
 # The pipelines: a loader, and what turns its batches into views on the device
@@ -193,15 +196,10 @@ class Peer(SimCLR):
 
 
 class Stopwatch(pl.Callback):
-    """Seconds of `steps` whole steps, from the end of one to the end of another."""
+    """Seconds of `steps` whole steps after `warm` others, from the end of one to the end of another."""
 
-    def __init__(self, steps: int, device: torch.device):
-        self.steps, self.device, self.seconds = steps, device, 0.0
-        self.warm = WARM if device.type == "cpu" else 4 * WARM
-
-    @property
-    def all_steps(self) -> int:
-        return self.warm + self.steps
+    def __init__(self, warm: int, steps: int, device: torch.device):
+        self.warm, self.all_steps, self.device, self.seconds = warm, warm + steps, device, 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:
@@ -219,9 +217,9 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def step_seconds(work: Workload, pipeline: Pipeline, steps: int, device: torch.device) -> float:
-    """Of a step, end to end."""
-    gpu = device.type == "cuda"
+def step_seconds(work: Workload, pipeline: Pipeline, warm: int, device: torch.device) -> float:
+    """Of a step, end to end, after `warm` others."""
+    gpu, steps = device.type == "cuda", work.steps[device.type]
     augment = Augmentation(work.rows, dtype="bfloat16" if gpu else "float32", channels_last=gpu, compile=gpu)
     torch.manual_seed(0)
     method = (SimCLR if pipeline.views is None else Peer)(
@@ -231,7 +229,7 @@ def step_seconds(work: Workload, pipeline: Pipeline, steps: int, device: torch.d
         method.make = pipeline.views
     if gpu:
         method.to(memory_format=torch.channels_last)   # type: ignore[call-overload]
-    watch = Stopwatch(steps, device)
+    watch = Stopwatch(warm, steps, device)
     trainer = pl.Trainer(accelerator=device.type, devices=1, precision="bf16-mixed" if gpu else "32-true", logger=False,
                          max_steps=watch.all_steps, callbacks=[watch], enable_checkpointing=False,
                          enable_progress_bar=False, enable_model_summary=False)
@@ -263,14 +261,14 @@ def measure(work: Workload, images: Sequence[Any], source: Resident | Files, dev
     Args:
         sample: images that a loader alone makes in a round.
     """
-    batch, steps = work.batch[device.type], work.steps[device.type]
+    batch, warm = work.batch[device.type], WARM + AHEAD * workers
     ends = pipelines(work, images, source, batch, workers) | {LIMIT: ready(work, batch, device)}
     alone = pipelines(work, images, source, ALONE, 0)
     whole: dict[str, list[float]] = {name: [] for name in ends}
     loaders: dict[str, list[float]] = {name: [] for name in alone}
     for _ in range(rounds):
         for name, pipeline in ends.items():
-            whole[name].append(step_seconds(work, pipeline, steps, device) / batch)
+            whole[name].append(step_seconds(work, pipeline, warm, device) / batch)
         for name, pipeline in alone.items():
             loaders[name].append(loader_seconds(pipeline.loader, sample, ALONE))
     return {name: {"end to end, ms": round(1000 * statistics.median(whole[name]), 4),
@@ -278,20 +276,23 @@ def measure(work: Workload, images: Sequence[Any], source: Resident | Files, dev
             for name in ends}
 
 
-def in_memory(count: int, device: torch.device) -> tuple[Sequence[Any], Resident]:
+def in_memory(device: torch.device, again: int = 1) -> tuple[Sequence[Any], Resident]:
+    """10,000 small images, each `again` times."""
     with np.load(unpack(Path(tempfile.gettempdir()), 10_000)) as arrays:
-        images = arrays["train_images"][:count]
+        images = np.tile(arrays["train_images"], (again, 1, 1, 1))
     return images, resident(images).to(device)
 
 
-def of_files(folder: Path) -> tuple[Sequence[Any], Files]:
+def of_files(folder: Path, again: int = 1) -> tuple[Sequence[Any], Files]:
+    """Photographs, each `again` times."""
     with tarfile.open(data("imagenet_sample256.tar.gz")) as pack:
         pack.extractall(folder, filter="data")
     module = ImageFolder(str(folder / "imagenet_sample256"))
     module.said = True
     module.setup("validate")
     assert isinstance(module.train, Files)
-    return list(module.train.names), module.train
+    files = module.train.subset(np.tile(np.arange(len(module.train)), again))
+    return list(files.names), files
 
 
 # What is shown
@@ -347,17 +348,18 @@ def main() -> None:
     quiet()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--short", action="store_true", help="three rounds instead of seven")
+    parser.add_argument("--short", action="store_true", help="fewer rounds")
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="of each loader, on a GPU")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    device, rounds, views = torch.device(options.device), 3 if options.short else 7, {}
-    workers = options.workers if device.type == "cuda" else 0
+    device, views = torch.device(options.device), {}
+    workers, again = (options.workers, AGAIN) if device.type == "cuda" else (0, 1)
+    rounds = {"cpu": (7, 3), "cuda": (3, 1)}[device.type][options.short]
     setting = ("one process on one thread, float32, the processor's seconds" if device.type == "cpu" else
                f"{torch.cuda.get_device_name()}, bf16-mixed, channels_last, {workers} loader processes")
     name = "peers" if device.type == "cpu" else "peers_cuda"
     with tempfile.TemporaryDirectory() as folder:
-        small, large = in_memory(10_000, device), of_files(Path(folder))
+        small, large = in_memory(device, again), of_files(Path(folder), again)
         for title, work in WORKLOADS.items():
             sample = 64 if work.files else 512
             views[title] = measure(work, *(large if work.files else small), device, rounds, workers, sample)
