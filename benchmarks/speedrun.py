@@ -69,6 +69,7 @@ FAST = ("--trainer.precision", "bf16-mixed", "--model.augment.channels_last", "t
 ENTRIES = {
     "simclr_cpu": Entry("cpu", "cifar10/simclr_cpu"),
     "simclr_cpu in bfloat16": Entry("cpu", "cifar10/simclr_cpu", FAST),
+    "simclr_cpu in bfloat16, 12 epochs": Entry("cpu", "cifar10/simclr_cpu", (*FAST, "--trainer.max_epochs", "12")),
     "simclr": Entry("cuda", "cifar10/simclr"),
     "simclr, compiled in bfloat16": Entry("cuda", "cifar10/simclr", (
         "--trainer.precision", "bf16-mixed", "--fast.channels_last", "true", "--fast.compile", "true",
