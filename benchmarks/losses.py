@@ -4,8 +4,8 @@ Forward and backward of projections of width 128. Each loss has a process of its
 its fastest of three passes and how far its resident pages rose above what was there before the first one. Processes
 take turns; the ratio is that of the medians.
 
-    python benchmarks/losses.py                 8,192 and 16,384 rows, about 10 minutes and 6 GiB
-    python benchmarks/losses.py 2048 --turns 1  another number of rows; nothing is written
+    python benchmarks/losses.py                 8,192 rows, and a queue; about 5 minutes and 2 GiB
+    python benchmarks/losses.py 16384           another number of rows, whose figures are not recorded; 6 GiB
 """
 
 import argparse
@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -23,11 +24,14 @@ from lightly.loss import NTXentLoss
 from record import record
 from torch import Tensor
 
-from ssl_zoo.adaptive import PairTemperature, adaptive_contrast
-from ssl_zoo.blocks import by_rows
-from ssl_zoo.losses import batch_products, batch_similarities, contrast, nt_xent, unit
+from ssl_zoo.adaptive import PairTemperature, adaptive_batch
+from ssl_zoo.distributed import Key
+from ssl_zoo.losses import batch_products, batch_similarities, contrast, nt_xent, queue_similarities, unit
+from ssl_zoo.methods.pixcontrast import pixel_contrast
+from ssl_zoo.mixing import draw_mixture, hardest_keys, mixed_negatives, mixed_similarities
+from ssl_zoo.multi_view import mv_dhel, mv_info_nce
 
-WIDTH, TEMPERATURE, HEADS = 128, 0.1, 3
+WIDTH, TEMPERATURE, HEADS, QUEUE, ROWS = 128, 0.1, 3, 65536, (8192,)
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -38,22 +42,49 @@ def decoupled(kind: str) -> Loss:
 def amcl(z1: Tensor, z2: Tensor) -> Tensor:
     """The bounded form of three heads that see the same projections, as in AMCL.training_loss."""
     network, (u1, u2), losses = PairTemperature(WIDTH), map(unit, (z1, z2)), []
-
-    def terms(negative: Tensor, negative_codes: Tensor, positive: Tensor, positive_codes: Tensor) -> Tensor:
-        temperatures = network.of(positive_codes), network.of(negative_codes)
-        return adaptive_contrast(positive, negative, *temperatures, WIDTH, 1e-4, reduction="none")
-
     for _ in range(HEADS):
-        positive, negative = batch_similarities(u1, u2)
-        positive_codes, negative_codes = batch_products(network(u1), network(u2))
-        losses.append(by_rows(terms, (negative, negative_codes), (positive, positive_codes)).mean())
+        products = *batch_similarities(u1, u2), *batch_products(network(u1), network(u2))
+        losses.append(adaptive_batch(*products, network, 1e-4).mean())
     return torch.stack(losses).sum()
+
+
+def cells(z1: Tensor, z2: Tensor) -> Tensor:
+    """PixContrast of maps of 8 x 8 cells, with a row for each cell."""
+    x, target = (z.view(-1, 64, WIDTH).mT.unflatten(2, (8, 8)) for z in (z1, z2))
+    return pixel_contrast(x, target, torch.eye(64, dtype=torch.bool).expand(len(x), 64, 64), TEMPERATURE)
+
+
+def moco(query: Tensor, key: Tensor, mixed: bool = False) -> Tensor:
+    """Queries against a queue, and MoCHi's mixtures of the 1,024 hardest of its keys."""
+    queue = keys()
+    positive, negative = queue_similarities(query, key.detach(), queue)
+    if mixed:
+        drawn = draw_mixture(Key(0, 0, 0, 0), len(query), 1024, 1024, 128, query.device)
+        made = mixed_negatives(query, queue, hardest_keys(query, queue, 1024), drawn)
+        negative = torch.cat([negative, mixed_similarities(query, made)], 1)
+    return contrast(positive, negative, TEMPERATURE)
+
+
+@cache
+def keys() -> Tensor:
+    return unit(torch.randn(QUEUE, WIDTH, generator=torch.Generator().manual_seed(1)))
+
+
+@cache
+def with_bank() -> NTXentLoss:
+    return NTXentLoss(TEMPERATURE, (QUEUE, WIDTH))
 
 
 LOSSES: dict[str, Loss] = {
     "lightly, NT-Xent": NTXentLoss(temperature=TEMPERATURE),
     "NT-Xent": lambda z1, z2: nt_xent(z1, z2, TEMPERATURE),
-    "DCL": decoupled("decoupled"), "DCLW": decoupled("weighted_decoupled"), "AMCL, 3 heads": amcl}
+    "DCL": decoupled("decoupled"), "DCLW": decoupled("weighted_decoupled"),
+    "MV-InfoNCE": lambda z1, z2: mv_info_nce(torch.stack([z1, z2]), TEMPERATURE),
+    "MV-DHEL": lambda z1, z2: mv_dhel(torch.stack([z1, z2]), TEMPERATURE),
+    "PixContrast": cells, "AMCL, 3 heads": amcl}
+WITH_QUEUE: dict[str, Loss] = {     # of 256 queries
+    "lightly, MoCo": lambda query, key: with_bank()(query, key.detach()),
+    "MoCo": moco, "MoCHi": partial(moco, mixed=True)}
 
 
 def resident() -> int:
@@ -64,7 +95,8 @@ def one(name: str, rows: int) -> None:
     """Print the seconds and bytes of one loss, as JSON."""
     torch.set_num_threads(1)
     z1, z2 = torch.randn(2, rows // 2, WIDTH, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    LOSSES[name](z1[:64], z2[:64]).backward()           # what a first call leaves behind is not the loss's
+    loss = (LOSSES | WITH_QUEUE)[name]
+    loss(z1[:64], z2[:64]).backward()                   # what a first call leaves behind is not the loss's
     before, most, running, seconds = resident(), 0, True, []
 
     def watch() -> None:
@@ -77,37 +109,40 @@ def one(name: str, rows: int) -> None:
     watcher.start()
     for _ in range(3):
         start = time.process_time()
-        LOSSES[name](z1, z2).backward()
+        loss(z1, z2).backward()
         seconds.append(time.process_time() - start)
     running = False
     watcher.join()
     print(json.dumps([min(seconds), most - before]))
 
 
-def measure(rows: int, turns: int) -> dict[str, dict[str, float]]:
-    found: dict[str, list[list[float]]] = {name: [] for name in LOSSES}
+def measure(losses: dict[str, Loss], rows: int, turns: int) -> dict[str, dict[str, float]]:
+    """By loss; the first is that which the others are compared with."""
+    found: dict[str, list[list[float]]] = {name: [] for name in losses}
     for _ in range(turns):
-        for name in LOSSES:
+        for name in losses:
             said = subprocess.run([sys.executable, __file__, str(rows), "--one", name], check=True,
                                   capture_output=True, text=True).stdout
             found[name].append(json.loads(said))
+            print(rows, name, found[name][-1], file=sys.stderr)
     seconds, memory = ({name: statistics.median(turn[i] for turn in turns) for name, turns in found.items()}
                        for i in (0, 1))
-    peer = next(iter(LOSSES))
+    peer = next(iter(losses))
     return {name: {"seconds": round(seconds[name], 3), "MiB": round(memory[name] / 2 ** 20),
                    "time to lightly's": round(seconds[name] / seconds[peer], 3),
-                   "memory to lightly's": round(memory[name] / memory[peer], 4)} for name in LOSSES}
+                   "memory to lightly's": round(memory[name] / memory[peer], 4)} for name in losses}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", type=int)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--one", choices=LOSSES)
+    parser.add_argument("--one", choices=LOSSES | WITH_QUEUE)
     options = parser.parse_args()
     if options.one:
         one(options.one, *options.rows)
     elif options.rows:
-        print(json.dumps({rows: measure(rows, options.turns) for rows in options.rows}, indent=2))
+        print(json.dumps({rows: measure(LOSSES, rows, options.turns) for rows in options.rows}, indent=2))
     else:
-        record("losses", {f"{rows} rows": measure(rows, options.turns) for rows in (8192, 16384)})
+        found = {"256 queries, a queue of 65,536": measure(WITH_QUEUE, 512, options.turns)}
+        record("losses", found | {f"{rows:,} rows": measure(LOSSES, rows, options.turns) for rows in ROWS})

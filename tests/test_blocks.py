@@ -8,8 +8,9 @@ from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_zoo import blocks
+from ssl_zoo.adaptive import PairTemperature, adaptive_batch
 from ssl_zoo.blocks import Products, by_rows
-from ssl_zoo.losses import batch_similarities, contrast, global_contrast, nt_xent
+from ssl_zoo.losses import batch_products, batch_similarities, contrast, global_contrast, nt_xent, unit
 from ssl_zoo.methods.pixcontrast import pixel_contrast
 from ssl_zoo.multi_view import mv_dhel, mv_info_nce, poly_view, repulsion
 
@@ -171,18 +172,69 @@ def test_in_blocks_losses_of_many_views_compile_to_one_graph(small_blocks, name)
         assert torch.allclose(one, other, rtol=0, atol=1e-12)
 
 
+def amcl(z1, z2, form="bounded", weight=1e-2, weights=None):
+    """AMCL's terms of two views, weighted, and the gradients of the views and of the network's first layer."""
+    torch.manual_seed(0)
+    network = PairTemperature(5, 8, floor=1e-3).to(z1)
+    z1, z2 = (z.clone().requires_grad_() for z in (z1, z2))
+    u1, u2 = unit(z1), unit(z2)
+    products = *batch_similarities(u1, u2), *batch_products(network(u1), network(u2))
+    terms = adaptive_batch(*products, network, weight, form)
+    (terms * (normal(len(terms), seed=3) if weights is None else weights).to(terms)).sum().backward()
+    return terms.detach(), z1.grad, z2.grad, network.network[0].weight.grad
+
+
+@pytest.mark.parametrize("form", ["bounded", "paper"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-5)])
+def test_amcl_in_blocks_is_that_of_the_matrix(monkeypatch, form, dtype, tolerance):
+    z1, z2 = normal(2, 7, 5).to(dtype)
+    whole = amcl(z1, z2, form)
+    monkeypatch.setitem(blocks.BLOCK, "cpu", 5 * 14 + 3)
+    monkeypatch.setattr(blocks, "PLAIN", 0)
+    with Largest() as seen:
+        found = amcl(z1, z2, form)
+    assert seen.elements <= 5 * 14 + 3
+    for one, other in zip(found, whole, strict=True):
+        assert torch.allclose(one, other, rtol=tolerance, atol=tolerance * other.abs().max().item())
+
+
+def test_amcl_of_a_single_image_has_no_rival_in_blocks_either(small_blocks):
+    terms, *slopes = amcl(*normal(2, 1, 5), weight=0.0)
+    assert terms.tolist() == [0, 0]
+    assert not any(slope.any() for slope in slopes)
+
+
+def test_amcl_in_blocks_compiles_to_one_graph(small_blocks):
+    network, z1, z2 = PairTemperature(5, 8).double(), *normal(2, 7, 5).requires_grad_()
+
+    def loss(z1, z2):
+        products = *batch_similarities(z1, z2), *batch_products(network(z1), network(z2))
+        return adaptive_batch(*products, network, 1e-2).mean()
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    (expected,), (found,) = (torch.autograd.grad(function(z1, z2), [z1]) for function in (loss, compiled))
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+
+
 def test_two_processes_have_the_losses_of_many_views_in_blocks(two_processes):
     parts = two_processes(halves_of_views)
     for place, loss in enumerate([*OF_VIEWS.values()][:5]):        # PixContrast compares nothing between images
         value, slope = with_slope(loss, normal(3, 8, 5), 0.2)
         assert torch.allclose(torch.stack([part[place][0] for part in parts]).mean(), value, rtol=0, atol=1e-12)
         assert torch.allclose(torch.cat([part[place][1] for part in parts], 1) / 2, slope, rtol=0, atol=1e-12)
+    terms, *slopes, of_network = amcl(*normal(2, 8, 5))
+    found = [part[-1] for part in parts]
+    assert torch.allclose(torch.stack([one[0] for one in found]), terms.view(2, 2, 4).transpose(0, 1).flatten(1))
+    for place, slope in enumerate(slopes, start=1):
+        assert torch.allclose(torch.cat([one[place] for one in found]), slope, rtol=0, atol=1e-11)
+    assert torch.allclose(found[0][3] + found[1][3], of_network, rtol=0, atol=1e-11)
 
 
 def halves_of_views(rank):
     before = blocks.BLOCK["cpu"], blocks.PLAIN
     blocks.BLOCK["cpu"], blocks.PLAIN = 3 * 24, 0
     found = [with_slope(loss, normal(3, 8, 5).chunk(2, 1)[rank], 0.2) for loss in [*OF_VIEWS.values()][:5]]
+    weights = normal(16, seed=3).view(2, 2, 4)[:, rank].flatten()
+    found.append(amcl(*(z.chunk(2)[rank] for z in normal(2, 8, 5)), weights=weights))
     blocks.BLOCK["cpu"], blocks.PLAIN = before
     return found
 

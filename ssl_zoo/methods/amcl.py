@@ -4,8 +4,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_zoo.adaptive import LOGGED, AdaptiveForm, PairTemperature, adaptive_contrast, temperature_quantiles
-from ssl_zoo.blocks import by_rows
+from ssl_zoo.adaptive import LOGGED, AdaptiveForm, PairTemperature, adaptive_batch, temperature_quantiles
 from ssl_zoo.heads import MultiHead
 from ssl_zoo.losses import batch_products, batch_similarities, check_choice, require_others, unit
 from ssl_zoo.method import Batch, Method
@@ -40,15 +39,10 @@ class AMCL(Method):
         for u1, u2 in zip(z1.unbind(1), z2.unbind(1), strict=True):                       # [B, D], one head's
             positive, negative = batch_similarities(u1, u2)                               # [2B] and [2B, 2N]
             positive_codes, negative_codes = batch_products(self.temperature(u1), self.temperature(u2))
-            losses.append(by_rows(self.terms, (negative, negative_codes), (positive, positive_codes)).mean())
+            losses.append(adaptive_batch(positive, negative, positive_codes, negative_codes, self.temperature,
+                                         self.regularizer_weight, self.form).mean())
             of_positives.append(self.temperature.of(positive_codes))
             codes = negative_codes.of(slice(LOGGED)).matrix()
             of_negatives.append(self.temperature.of(codes).masked_fill(codes.isinf(), float("nan")))
         self.log_dict(temperature_quantiles(of_positives, of_negatives), batch_size=len(z1))
         return torch.stack(losses).sum()
-
-    def terms(self, negative: Tensor, negative_codes: Tensor, positive: Tensor, positive_codes: Tensor) -> Tensor:
-        """The loss of each row, from cosines and from scalar products of codes."""
-        temperatures = self.temperature.of(positive_codes), self.temperature.of(negative_codes)
-        return adaptive_contrast(positive, negative, *temperatures, self.temperature.width, self.regularizer_weight,
-                                 self.form, reduction="none")
