@@ -1,5 +1,6 @@
 """A folder and nothing else: what is chosen for which images and machine, and that it runs and can be run again."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +59,26 @@ def test_a_method_with_a_queue_keeps_the_batch_that_its_queue_is_made_for():
 @pytest.mark.parametrize("images", [2, 5, 10, 63, 64, 255, 256, 511, 512, 5000, 10 ** 6])
 def test_a_batch_is_a_power_of_two_of_which_an_epoch_has_two_or_more_where_it_can(images):
     for machine in (CPU, T4, H200):
-        batch = batch_size(images, machine, False)
+        batch, _ = batch_size(images, machine, False)
         assert batch & (batch - 1) == 0
         assert 2 <= batch <= max(2, images // 2)
         assert batch <= max(32, images / 8)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_the_reason_of_a_batch_holds_for_every_number_of_images(fixed):
+    bounds = {"between a quarter and half": (4, 2), "between a sixteenth and half": (16, 2),
+              "at most an eighth": (math.inf, 8), "at most a nineteenth": (math.inf, 19)}
+    for images in (*range(2, 600), *range(4990, 5010), 10 ** 6):
+        for machine in (CPU, T4, Machine("T4", 16, False, 8), H200):
+            batch, why = batch_size(images, machine, fixed)
+            assert why.startswith(f"{batch}: ")
+            assert f" of {images:,} training images" in why
+            if images < 4:
+                assert (batch, why[3:]) == (2, f"the fewest that can be compared, of {images} training images")
+                continue
+            (fewest, most), = [limits for words, limits in bounds.items() if f" {words} of" in why]
+            assert images / fewest <= batch <= images / most
 
 
 def test_epochs_show_as_many_images_within_limits():
@@ -101,7 +118,7 @@ def test_a_folder_alone_is_a_run_whose_recipe_can_be_edited_and_run_again(images
     run(["fit", "my_images", *SMALL, "--model.temperature", "0.3"])
     printed = capsys.readouterr().out
     assert printed.startswith("my_images.yaml: the recipe folder/simclr for these images and this machine; edit it")
-    assert "  batch: 8: at most an eighth of 22 training images" in printed
+    assert "  batch: 8: between a quarter and half of 22 training images" in printed
     saved = yaml.safe_load(Path("runs/my_images/version_0/config.yaml").read_text())
     assert saved["model"]["init_args"]["temperature"] == 0.3           # an option on top
     assert saved["data"]["init_args"]["batch_size"] == 8
@@ -128,13 +145,15 @@ def test_what_is_chosen_for_other_methods_trains(images, method):
 @pytest.mark.parametrize(("arguments", "said"), [
     (["nowhere"], "there is no folder nowhere of images: give one, or a recipe with --config"),
     (["cifar10/simclr"], "cifar10/simclr is a recipe, and no folder of images: ssl-zoo fit --config cifar10/simclr"),
-    (["empty"], "no images in "),
+    (["empty"], "no images in "), (["one"], "one has 1 image to train on, and an encoder learns from comparing them"),
     (["my_images", "--method", "MoCoo"], "there is no recipe for folders of the method MoCoo; did you mean MoCo?"),
     (["my_images", "--method"], "--method needs a value"),
     (["--method", "MoCo"], "--method goes with a folder of images, which comes first"),
     (["my_images", "--config", "quickstart"], "my_images gets a recipe of its own, and --config names another")])
 def test_what_cannot_be_is_said_in_one_sentence_and_leaves_nothing(images, arguments, said):
     (images / "empty").mkdir()
+    (images / "one").mkdir()
+    (images / "my_images" / "cat" / "0.png").rename(images / "one" / "0.png")
     with pytest.raises(SystemExit) as refused:
         run(["fit", *arguments])
     assert said in refused.value.code

@@ -115,6 +115,8 @@ def look_at(given: str, root: Path) -> Folder:
     images = ImageFolder(given)
     images.said = True      # the run itself says it
     images.read()
+    if len(images.train) < 2:
+        raise ValueError(f"{given} has 1 image to train on, and an encoder learns from comparing them: give it more")
     sides = []
     for place in images.train.spaced(LOOKED_AT):
         try:
@@ -151,12 +153,11 @@ def choose(base: Mapping[str, Any], folder: Folder, machine: Machine) -> Chosen:
         model["encoder"]["init_args"]["small_images"] = True
     why["encoder"] = (f"ResNet-18, on {machine.gpu}" if machine.gpu else
                       "NarrowResNet, which is small: there is no GPU to use")
-    batch = batch_size(folder.images, machine, bool(FIXED & model.keys()))
+    batch, why["batch"] = batch_size(folder.images, machine, bool(FIXED & model.keys()))
     rate = model["optimizer"]["init_args"]
     rate["lr"] = float(f"{rate['lr'] * max(1, batch / data['batch_size']) ** 0.5:.2g}")
-    why["batch"] = f"{batch}: at most an eighth of {folder.images:,} training images if that is 32 or more"
     epochs = count_epochs(folder.images, bool(machine.gpu))
-    why["epochs"] = f"{epochs}, in which {epochs * folder.images:,} images are seen; the bar says how long they take"
+    why["epochs"] = f"{epochs}, in which {epochs * folder.images:,} images are seen; the first steps say how long they take"
     workers = min(machine.cores, 16) if machine.gpu else max(1, min(machine.cores, 4))
     why["workers"] = f"{workers}, for {machine.cores} cores"
     data |= {"root": folder.root, "batch_size": batch, "evaluation_size": size, "workers": workers}
@@ -191,15 +192,21 @@ def resize(rows: Sequence[dict[str, Any]], size: int) -> None:
         row["size"] = size if row["size"] == largest else max(16, 16 * round(row["size"] * size / largest / 16))
 
 
-def batch_size(images: int, machine: Machine, fixed: bool) -> int:
-    """64 as the recipes for folders have it; fewer of few images, more of very many on a large GPU."""
+def batch_size(images: int, machine: Machine, fixed: bool) -> tuple[int, str]:
+    """64 as the recipes for folders have it; fewer of few images, more of very many on a large GPU; and why."""
+    trained = f"{images:,} training images"
+    if images < 4:
+        return 2, f"2: the fewest that can be compared, of {trained}"
     if images < 64:
-        return max(2, 2 ** (max(2, images).bit_length() - 2))       # between a quarter and half of them
+        batch = 2 ** (images.bit_length() - 2)
+        return batch, f"{batch}: between a quarter and half of {trained}"
     if images < 512:
-        return 32
+        return 32, f"32: between a sixteenth and half of {trained}"
     if images < 5000 or machine.gigabytes < 16 or fixed:
-        return 64
-    return 256 if machine.gigabytes >= 32 else 128
+        return 64, f"64: at most an eighth of {trained}" + (
+            ", and what the method's options are made for" if fixed and images >= 5000 else "")
+    batch = 256 if machine.gigabytes >= 32 else 128
+    return batch, f"{batch}: at most a nineteenth of {trained}, and the GPU has {machine.gigabytes} GB"
 
 
 def count_epochs(images: int, gpu: bool) -> int:
