@@ -1,4 +1,5 @@
-# make quickstart: set up, pretrain on embedded digits, evaluate, show.   make test: the same set-up, then all tests.
+# make quickstart: set up, pretrain on photographs of scikit-image, evaluate, show.
+#                   make test: the same set-up, then all tests.
 #                   make docs: the site, into site/.
 .PHONY: quickstart test check docs clean
 PYTHON ?= python3

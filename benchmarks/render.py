@@ -85,8 +85,13 @@ def page(text: str) -> str:
 
     Without the quickstart's line on the highest epochs, which are no result.
     """
-    shown = [f"    {line}\n" for line in figures("quickstart")["table"] if not line.startswith("highest")]
-    text = re.sub(r"(?m)(?<=prints what it found and where it is:\n\n)(    .*\n)+", lambda _: "".join(shown), text)
+    quick = figures("quickstart")
+    shown = [f"    {line}\n" for line in quick["table"] if not line.startswith("highest")]
+    text = re.sub(r"(?m)(prints what it found and where it is:|The run ends with)\n\n(    .*\n)+",
+                  lambda found: f"{found[1]}\n\n{''.join(shown)}", text)
+    text = re.sub(r"photograph of [\d.]+ % of", f"photograph of {percent(quick['knn of a texture histogram'])} of", text)
+    seconds = quick["processor's seconds"]
+    text = re.sub(r"took \d+ seconds of a processor", f"took {seconds} seconds of a processor", text)
     share = figures("checkpoints")["a run"]["share"]
     text = re.sub(r"which takes [\d.]+ % of", f"which takes {percent(share)} of", text)
     rates = [f"{one['images_per_core_second']:.0f} {where}" for one, where in zip(

@@ -19,8 +19,9 @@ LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer.split()}
 LIGHTNING = ("ssl_zoo.bench", "ssl_zoo.method", "ssl_zoo.methods", "ssl_zoo.monitor", "ssl_zoo.checkpoints",
              "ssl_zoo.saving", "ssl_zoo.stopping", "ssl_zoo.peers", "ssl_zoo.gradient_cache", "ssl_zoo.fast",
              "ssl_zoo.contract", "ssl_zoo.cli", "ssl_zoo.data.images", "ssl_zoo.data.arrays", "ssl_zoo.data.digits",
-             "ssl_zoo.data.folder", "ssl_zoo.data.hugging_face", "ssl_zoo.data.shards", "ssl_zoo.data.torchvision_sets",
-             "ssl_zoo.evaluation.callback", "ssl_zoo.evaluation.curve", "ssl_zoo.evaluation.former")
+             "ssl_zoo.data.folder", "ssl_zoo.data.hugging_face", "ssl_zoo.data.shards",
+             "ssl_zoo.data.torchvision_sets", "ssl_zoo.evaluation.callback", "ssl_zoo.evaluation.curve",
+             "ssl_zoo.evaluation.former", "ssl_zoo.data.photographs")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

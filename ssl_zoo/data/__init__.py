@@ -13,16 +13,17 @@ if TYPE_CHECKING:
     from ssl_zoo.data.folder import ImageFolder
     from ssl_zoo.data.hugging_face import HuggingFaceImages
     from ssl_zoo.data.images import Images
+    from ssl_zoo.data.photographs import Photographs
     from ssl_zoo.data.prepare import read_images
     from ssl_zoo.data.segmentation import Segmentation, read_segmentation
     from ssl_zoo.data.shards import ImageShards
     from ssl_zoo.data.torchvision_sets import TorchvisionImages
 
-__all__ = ["ArrayImages", "Digits", "HuggingFaceImages", "ImageFolder", "ImageShards", "Images", "Segmentation",
-           "TorchvisionImages", "read_images", "read_segmentation"]
+__all__ = ["ArrayImages", "Digits", "HuggingFaceImages", "ImageFolder", "ImageShards", "Images", "Photographs",
+           "Segmentation", "TorchvisionImages", "read_images", "read_segmentation"]
 FILES = {"ArrayImages": "arrays", "Digits": "digits", "HuggingFaceImages": "hugging_face", "ImageFolder": "folder",
-         "ImageShards": "shards", "Images": "images",
-         "Segmentation": "segmentation", "TorchvisionImages": "torchvision_sets", "read_images": "prepare",
+         "ImageShards": "shards", "Images": "images", "Photographs": "photographs", "Segmentation": "segmentation",
+         "TorchvisionImages": "torchvision_sets", "read_images": "prepare",
          "read_segmentation": "segmentation"}
 
 

