@@ -21,6 +21,7 @@ HELP = """usage: ssl-zoo COMMAND ...
   new       begin a method of your own:      ssl-zoo new Align
   check     whether it keeps the contract:   ssl-zoo check align.Align
 
+  ssl-zoo fit my_images --quiet              only warnings, errors and the table at the end
   ssl-zoo fit --help                         every option of a run
   ssl-zoo fit --model.help SimCLR            every option of a method; likewise --data.help ImageFolder
   ssl-zoo fit --config RECIPE --print_config the whole configuration, defaults included

@@ -1,4 +1,4 @@
-"""Callbacks that watch over a run: its progress, speed and views, and whether it stays finite."""
+"""Callbacks that watch over a run: its speed and views, and whether it stays finite."""
 
 import json
 import sys
@@ -18,71 +18,6 @@ from ssl_zoo.finite import largest, listed, not_finite
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.pictures import Tile, publish, sheet
 from ssl_zoo.saving import last_good, stepped
-
-
-class Progress(pl.callbacks.ProgressBar):
-    """A progress bar over the whole run: what is happening, the loss and the latest kNN accuracy."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bar: tqdm | None = None
-        self.enabled, self.stage = True, ""
-
-    def disable(self) -> None:
-        self.enabled = False
-
-    def enable(self) -> None:
-        self.enabled = True
-
-    def say(self, stage: str) -> None:
-        if self.bar is not None and stage != self.stage:
-            self.stage = stage
-            self.bar.set_description(stage)
-
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        tqdm.write(" ".join(map(str, args)), file=sys.stderr)
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if self.bar is None and self.enabled and trainer.is_global_zero:
-            calm = 0.2 if sys.stderr.isatty() else 10.0   # seconds between updates; a log file needs few
-            self.print(header(trainer, pl_module))
-            self.bar = tqdm(desc="starting", unit="step", mininterval=calm, dynamic_ncols=True, file=sys.stderr)
-
-    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.say("evaluating" if trainer.global_step else "evaluating the untrained encoder")
-
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
-                             batch_idx: int) -> None:
-        if self.bar is not None and self.bar.total is None:
-            assert isinstance(pl_module, Method)
-            done = trainer.fit_loop.total_batch_idx   # not 0 after a resume
-            self.bar.reset(total=done + pl_module.course.left(trainer) * trainer.accumulate_grad_batches)
-            self.bar.n = self.bar.initial = done
-        of = f" of {trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
-        self.say(f"pretraining, epoch {trainer.current_epoch + 1}{of}")
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
-                           batch_idx: int) -> None:
-        if self.bar is not None and self.bar.update():   # true when it was drawn: only then are the numbers read
-            numbers = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name != "v_num"}
-            self.bar.set_postfix({"loss": loss_of(outputs, trainer).item()} | numbers, refresh=False)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self.say("evaluating")
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.say("done")
-        self.close()
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
 
 
 class Speed(pl.Callback):
@@ -302,11 +237,3 @@ def said(images: Sequence[int], step: int, trainer: pl.Trainer) -> str:
 def due(trainer: pl.Trainer) -> bool:
     """Whether the trainer logs at this batch, counted over all epochs: one epoch may be shorter than the interval."""
     return (trainer.fit_loop.total_batch_idx + 1) % max(1, trainer.log_every_n_steps) == 0   # type: ignore[attr-defined]
-
-
-def header(trainer: pl.Trainer, method: pl.LightningModule) -> str:
-    """One line that describes a run: method, encoder, device and folder."""
-    assert isinstance(method, Method)
-    millions = sum(p.numel() for p in method.encoder.parameters()) / 1e6
-    encoder = f"{type(method.encoder).__name__} of {millions:.1f} M parameters, {method.encoder.dim} features"
-    return f"{type(method).__name__} · {encoder} · {trainer.strategy.root_device} · {run_folder(trainer)}"

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "ssl_zoo"
 LAYERS = ["paths files finite own_code distributed schedules", "pictures weights blocks grouped provenance logs",
           "views published", "losses assignment memory heads encoders optim draws",
           "adaptive mixing sketching export start batches multi_view clusters vocabulary slots quality", "course",
-          "method", "checkpoints saving", "methods data stopping monitor peers gradient_cache fast", "evaluation",
+          "method", "checkpoints saving", "methods data stopping monitor peers progress gradient_cache fast", "evaluation",
           "metrics bench features", "alike", "contract", "cli", "__main__"]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer.split()}
 LIGHTNING = ("ssl_zoo.bench", "ssl_zoo.method", "ssl_zoo.methods", "ssl_zoo.monitor", "ssl_zoo.checkpoints",
@@ -21,7 +21,7 @@ LIGHTNING = ("ssl_zoo.bench", "ssl_zoo.method", "ssl_zoo.methods", "ssl_zoo.moni
              "ssl_zoo.contract", "ssl_zoo.cli", "ssl_zoo.data.images", "ssl_zoo.data.arrays", "ssl_zoo.data.digits",
              "ssl_zoo.data.folder", "ssl_zoo.data.hugging_face", "ssl_zoo.data.shards",
              "ssl_zoo.data.torchvision_sets", "ssl_zoo.evaluation.callback", "ssl_zoo.evaluation.curve",
-             "ssl_zoo.evaluation.former", "ssl_zoo.data.photographs")
+             "ssl_zoo.evaluation.former", "ssl_zoo.data.photographs", "ssl_zoo.progress")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ssl_zoo
 from ssl_zoo.data import ArrayImages
 from ssl_zoo.memory import SampleTable
-from ssl_zoo.monitor import Progress, Speed
+from ssl_zoo.monitor import Speed
+from ssl_zoo.progress import Progress
 from tests.golden.make import write_images
 from tests.test_contract import CASES
 

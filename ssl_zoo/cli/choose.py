@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssl_zoo.cli.messages import did_you_mean
+from ssl_zoo.cli.messages import QUIET, did_you_mean
 from ssl_zoo.cli.recipes import path_of, shipped
 from ssl_zoo.files import free, put
 from ssl_zoo.paths import plain_yaml
@@ -61,9 +61,10 @@ def with_recipe(arguments: Sequence[str]) -> list[str]:
     cpu = taken_out(rest, "--trainer.accelerator")[1] == "cpu"
     chosen = choose(base, look_at(given, root), machine(cpu))
     path = write(chosen, root.resolve().name + (f"_{name}" if method else ""), given, name)
-    print(f"{path}: the recipe folder/{name} for these images and this machine; edit it, and run it again with "
-          f"ssl-zoo fit --config {path}", *(f"  {option}: {why}" for option, why in chosen.reasons.items()),
-          sep="\n", flush=True)
+    if QUIET not in rest:
+        print(f"{path}: the recipe folder/{name} for these images and this machine; edit it, and run it again with "
+              f"ssl-zoo fit --config {path}", *(f"  {option}: {why}" for option, why in chosen.reasons.items()),
+              sep="\n", flush=True)
     return ["--config", str(path), *rest]
 
 
@@ -157,7 +158,8 @@ def choose(base: Mapping[str, Any], folder: Folder, machine: Machine) -> Chosen:
     rate = model["optimizer"]["init_args"]
     rate["lr"] = float(f"{rate['lr'] * max(1, batch / data['batch_size']) ** 0.5:.2g}")
     epochs = count_epochs(folder.images, bool(machine.gpu))
-    why["epochs"] = f"{epochs}, in which {epochs * folder.images:,} images are seen; the first steps say how long they take"
+    why["epochs"] = (f"{epochs}, in which {epochs * folder.images:,} images are seen; the first steps say how long "
+                     "that takes")
     workers = min(machine.cores, 16) if machine.gpu else max(1, min(machine.cores, 4))
     why["workers"] = f"{workers}, for {machine.cores} cores"
     data |= {"root": folder.root, "batch_size": batch, "evaluation_size": size, "workers": workers}

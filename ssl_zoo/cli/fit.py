@@ -23,13 +23,14 @@ from ssl_zoo import (
     monitor,
     optim,
     peers,
+    progress,
     provenance,
     saving,
     stopping,
 )
 from ssl_zoo.checkpoints import check_resumable, read_checkpoint
 from ssl_zoo.cli import places
-from ssl_zoo.cli.messages import parse_error
+from ssl_zoo.cli.messages import QUIET, parse_error
 from ssl_zoo.cli.recipes import run_name
 from ssl_zoo.data import arrays, digits, folder, hugging_face, photographs, shards, torchvision_sets
 from ssl_zoo.distributed import run_folder, run_seed
@@ -86,11 +87,12 @@ class Cli(LightningCLI):
 
     def __init__(self, arguments: Sequence[str] | None = None, run: bool = True):
         arguments = sys.argv[1:] if arguments is None else list(arguments)
+        self.quiet, arguments = QUIET in arguments, [word for word in arguments if word != QUIET]
         self.run_name = run_name(arguments)
         logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": RUNS, "name": self.run_name}}
         self.stop, self.start, self.extent = stopping.SafeStop(), stopping.FailedStart(), monitor.Extent()
         self.peers = peers.Peers()
-        watching = [self.peers, self.start, monitor.Progress(), self.extent, monitor.Speed(), monitor.FiniteRun(),
+        watching = [self.peers, self.start, progress.Progress(), self.extent, monitor.Speed(), monitor.FiniteRun(),
                     self.stop, monitor.ViewsPicture(), Curve(), saving.LastCheckpoint(), LearningRateMonitor()]
         super().__init__(
             Method, pl.LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
@@ -110,6 +112,8 @@ class Cli(LightningCLI):
             if not hasattr(value := self._get(self.config, name), "items"):
                 raise ValueError(f"{name} lists options, as in {name}: {{option: value}}, and is {value!r} here")
         super().instantiate_classes()
+        if isinstance(self.datamodule, data.Images):
+            self.datamodule.said |= self.quiet
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         """Leave out callbacks that the trainer's options refuse, and a default one if the recipe lists one of its kind.
@@ -124,7 +128,8 @@ class Cli(LightningCLI):
             Path(RUNS, self.run_name), config["logger"])
         if config["enable_checkpointing"] is False:
             refused.append(ModelCheckpoint)
-        if config["enable_progress_bar"] is False:
+        if self.quiet or config["enable_progress_bar"] is False:
+            config["enable_progress_bar"] = False
             refused.append(ProgressBar)
         plugins = config["plugins"] if isinstance(config["plugins"], list) else [config["plugins"]]
         if not any(isinstance(one, CheckpointIO) for one in plugins):

@@ -5,6 +5,7 @@ import difflib
 import inspect
 import logging
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ from ssl_zoo.own_code import line_of, raised_at
 
 TRUST = ("import path of a class of your own that a file names, such as my_module.Align; it will run. Without this, "
          "nothing is imported for a file but ssl_zoo's classes. May be given several times")
+QUIET = "--quiet"   # of fit and validate: nothing is said but warnings, errors and the table at the end
 FAMILIES = ("methods", "data", "evaluation", "encoders", "optim")   # whose classes a recipe may name
 
 ORDINARY = (ValueError, OSError, ImportError)   # whose text is a sentence
@@ -143,8 +145,18 @@ def parameters(path: str) -> list[str]:
                               if parameter.kind is not parameter.VAR_KEYWORD))
 
 
+def sentence(message: Warning | str, category: type[Warning], file: str, line: int, text: str | None = None) -> str:
+    """A warning on a line of its own, also where a bar moves; where it is ours, without the code that gives it."""
+    for bar in list(getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())):
+        bar.clear()
+    if Path(file).is_relative_to(Path(__file__).parents[1]):
+        return f"warning: {message}\n"
+    return f"{category.__name__}: {message} ({file}:{line})\n"
+
+
 def quiet() -> None:
     """Lightning's hints about its own workings are not for the user of a recipe."""
+    warnings.formatwarning = sentence
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed",
                  "pytorch_lightning.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
