@@ -89,7 +89,8 @@ def page(text: str) -> str:
     shown = [f"    {line}\n" for line in quick["table"] if not line.startswith("highest")]
     text = re.sub(r"(?m)(prints what it found and where it is:|The run ends with)\n\n(    .*\n)+",
                   lambda found: f"{found[1]}\n\n{''.join(shown)}", text)
-    text = re.sub(r"photograph of [\d.]+ % of", f"photograph of {percent(quick['knn of a texture histogram'])} of", text)
+    share = percent(quick["knn of a texture histogram"])
+    text = re.sub(r"photograph of [\d.]+ % of", f"photograph of {share} of", text)
     seconds = quick["processor's seconds"]
     text = re.sub(r"took \d+ seconds of a processor", f"took {seconds} seconds of a processor", text)
     share = figures("checkpoints")["a run"]["share"]

@@ -18,6 +18,7 @@ from ssl_zoo.finite import largest, listed, not_finite
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.pictures import Tile, publish, sheet
 from ssl_zoo.saving import last_good, stepped
+from ssl_zoo.views.preview import view_sheet
 
 
 class Speed(pl.Callback):
@@ -43,7 +44,7 @@ class Speed(pl.Callback):
 
 
 class ViewsPicture(pl.Callback):
-    """Saves a picture of the first batch's views: eight images, each with all its views."""
+    """Saves a picture of the first batch's views: eight images with the boxes of their views, and the views."""
 
     def __init__(self) -> None:
         self.drawn = False   # later batches do not look at the disk
@@ -54,14 +55,24 @@ class ViewsPicture(pl.Callback):
         if self.drawn or not trainer.is_global_zero or folder is None:
             return
         self.drawn = True
-        whole = isinstance(batch.images, torch.Tensor)   # crops from a worker come without their sources
-        rows = [[Tile(batch.images[i])] if isinstance(batch.images, torch.Tensor) else []
-                for i in range(min(8, len(batch.index)))]
-        for i, row in enumerate(rows):
-            row.extend(Tile(view.images[i]) for view in batch.views)
-        picture = sheet(rows, "left: source; right: its views" if whole else "the views of an image, row by row",
-                        split=int(whole))
+        count = min(8, len(batch.index))
+        images = batch.images[:count] if isinstance(batch.images, Tensor) else sources(trainer, batch.index[:count])
+        if images is None:
+            picture = sheet([[Tile(view.images[i]) for view in batch.views] for i in range(count)],
+                            "the views of an image, row by row")
+        else:
+            picture = view_sheet(list(images), batch.views)
         publish(picture, "views", folder, trainer.logger, trainer.global_step)
+
+
+def sources(trainer: pl.Trainer, index: Tensor) -> list[Tensor] | None:
+    """The images of these places as their files have them, of which a worker has sent crops; None if one is not there.
+    """
+    source = getattr(trainer.datamodule, "train", None)   # type: ignore[attr-defined]
+    if not hasattr(source, "attempt"):
+        return None
+    found = [source.attempt(place) for place in index.tolist()]
+    return found if all(isinstance(image, Tensor) for image in found) else None
 
 
 class Extent(pl.Callback):

@@ -123,11 +123,12 @@ class Progress(pl.callbacks.ProgressBar):
         total, left = pl_module.course.total(trainer), pl_module.course.left(trainer)
         metrics = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name != "v_num"}
         rest = self.pace.left(left * trainer.accumulate_grad_batches, between(trainer))
-        epoch, most = trainer.current_epoch + 1, trainer.max_epochs or -1
+        most = trainer.max_epochs or -1
+        epoch = trainer.current_epoch + 1 if most < 0 else f"{min(trainer.current_epoch + 1, most)}/{most}"
         speed = self.pace.seconds and self.images / self.pace.seconds
         loss = self.loss.item() * trainer.accumulate_grad_batches
-        self.text = line(step=f"{total - left}/{total}", epoch=f"{epoch}" if most < 0 else f"{min(epoch, most)}/{most}", loss=loss,
-                         speed=speed, left=rest, metrics=metrics)
+        self.text = line(step=f"{total - left}/{total}", epoch=str(epoch), loss=loss, speed=speed, left=rest,
+                         metrics=metrics)
         if self.bar is not None:
             self.bar.total, self.bar.n = total, total - left
 

@@ -13,8 +13,8 @@ PACKAGE = ROOT / "ssl_zoo"
 LAYERS = ["paths files finite own_code distributed schedules", "pictures weights blocks grouped provenance logs",
           "views published", "losses assignment memory heads encoders optim draws",
           "adaptive mixing sketching export start batches multi_view clusters vocabulary slots quality", "course",
-          "method", "checkpoints saving", "methods data stopping monitor peers progress gradient_cache fast", "evaluation",
-          "metrics bench features", "alike", "contract", "cli", "__main__"]
+          "method", "checkpoints saving", "methods data stopping monitor peers progress gradient_cache fast",
+          "evaluation", "metrics bench features", "alike", "contract", "cli", "__main__"]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer.split()}
 LIGHTNING = ("ssl_zoo.bench", "ssl_zoo.method", "ssl_zoo.methods", "ssl_zoo.monitor", "ssl_zoo.checkpoints",
              "ssl_zoo.saving", "ssl_zoo.stopping", "ssl_zoo.peers", "ssl_zoo.gradient_cache", "ssl_zoo.fast",

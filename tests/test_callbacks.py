@@ -19,8 +19,9 @@ from ssl_zoo.data.sources import Files, Loader, Resident
 from ssl_zoo.encoders import NarrowResNet
 from ssl_zoo.evaluation import Evaluation, charts, score
 from ssl_zoo.evaluation.augmented import linear_simclr
-from ssl_zoo.evaluation.callback import Report, ScoreRecorder, hardest, of_pixels
+from ssl_zoo.evaluation.callback import Report, ScoreRecorder, of_pixels
 from ssl_zoo.evaluation.features import Features, Pass, nearest_of_all, once
+from ssl_zoo.evaluation.health import hardest
 from ssl_zoo.evaluation.knn import VOTES, knn_scores
 from ssl_zoo.evaluation.nearest import nearest
 from ssl_zoo.evaluation.protocol import Measured, Protocol, Quantity

@@ -31,6 +31,7 @@ from ssl_zoo.evaluation.charts import (
     similarity_histogram,
 )
 from ssl_zoo.evaluation.score import Score, number
+from ssl_zoo.evaluation.training_curve import Course, training_curve
 
 
 def curves(columns, title):
@@ -285,10 +286,12 @@ def test_a_name_that_would_hide_the_few_points_of_its_class_is_left_to_the_legen
 
 
 @pytest.mark.usefixtures("without_sklearn")
-def test_a_class_too_rare_to_be_drawn_has_no_place_in_the_legend():
+def test_a_class_of_one_image_among_thousands_has_its_point():
     labels = torch.ones(9000).long()
     labels[evenly_left_out(9000)] = 0
-    assert legend(feature_map(normal(9000, 4), labels, ["rare", "common"], "")) == ["common"]
+    figure = feature_map(normal(9000, 4), labels, ["rare", "common"], "")
+    assert legend(figure) == ["rare", "common"]
+    assert [len(places) for places in drawn_classes(figure)[1]] == [1, 1999]
 
 
 def evenly_left_out(count):
@@ -508,15 +511,16 @@ def test_points_are_joined_in_the_order_of_their_labels():
     assert x == pytest.approx([2, 10, 100])
 
 
-def test_two_encoders_differ_by_the_line_and_two_classifiers_by_colour_and_marker():
+def test_two_encoders_differ_by_colour_two_classifiers_by_the_line_and_every_point_by_its_marker():
     figure = curves({"mine": SCORES, "theirs": SCORES}, "")
     assert legend(figure) == ["mine: knn", "mine: naive_bayes", "theirs: knn", "theirs: naive_bayes"]
     lines = [container.lines[0] for container in figure.axes[0].containers]
-    looks = {(line.get_color(), line.get_marker()) for line in lines}
-    assert len(looks) == 2
-    assert len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == 2
-    assert [lines[i].get_linestyle() for i in (0, 1)] != [lines[i].get_linestyle() for i in (2, 3)]
-    assert (lines[0].get_color(), lines[1].get_color()) == (lines[2].get_color(), lines[3].get_color())
+    assert len({line.get_marker() for line in lines}) == 4
+    mine, theirs = ({line.get_color() for line in pair} for pair in (lines[:2], lines[2:]))
+    assert len(mine) == len(theirs) == 1
+    assert mine != theirs
+    assert [line.get_linestyle() for line in lines[:2]] == [line.get_linestyle() for line in lines[2:]]
+    assert lines[0].get_linestyle() != lines[1].get_linestyle()
     shifts = [line.get_xdata()[0] for line in lines]
     assert len(set(shifts)) == 4                                      # bars side by side
     assert max(shifts) / min(shifts) < 1.2
@@ -657,3 +661,25 @@ def test_23_classes_have_23_colours_of_areas():
     assert len(np.unique(SHADES.round(3), axis=0)) == len(SHADES) == 23
 
 
+
+
+def test_the_curve_of_a_run_has_a_panel_for_its_loss_its_accuracies_and_each_measure_of_health():
+    course = Course([(5, 4.0), (10, 3.0)], {"knn_dino": [(10, 0.6), (0, 0.25)], "health/rankme": [(0, 9.0), (10, 20.0)],
+                                            "health/uniformity": [(0, -1.0)]}, frozenset({"knn_dino"}),
+                    {"knn_dino": 0.2})
+    figure = training_curve(course, "a run")
+    loss, accuracy, rank, rest = figure.axes
+    assert title(figure) == "a run"
+    assert [axes.get_ylabel() for axes in (loss, accuracy, rank)] == [
+        "training loss", "accuracy, %", "effective rank, directions"]
+    assert loss.lines[0].get_xydata().tolist() == [[5, 4], [10, 3]]
+    assert accuracy.lines[0].get_xydata() == pytest.approx(np.array([[0, 25], [10, 60]]))      # by the step
+    assert accuracy.lines[1].get_ydata() == pytest.approx([20, 20])
+    assert rank.lines[0].get_xydata().tolist() == [[0, 9], [10, 20]]
+    assert not rest.axison
+
+
+def test_the_curve_of_a_run_without_labels_has_no_panel_of_accuracies_and_of_nothing_it_is_empty():
+    figure = training_curve(Course([(1, 2.0)], {"health/feature_std": [(0, 0.5)]}, frozenset(), {}), "")
+    assert [axes.get_ylabel() for axes in figure.axes] == ["training loss", "deviation of features, 1 is even"]
+    assert picture(training_curve(Course([], {}, frozenset(), {}), "")).width > 100

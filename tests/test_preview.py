@@ -5,7 +5,17 @@ import torch
 
 from ssl_zoo.pictures import GAP, INK
 from ssl_zoo.views import View
-from ssl_zoo.views.preview import CELLS, COLOURS, LINE, MATCHED, SIDE, match_sheet, view_sheet
+from ssl_zoo.views.preview import (
+    CELLS,
+    COLOURS,
+    LINE,
+    MATCHED,
+    NUMBER,
+    SIDE,
+    match_sheet,
+    places_of_numbers,
+    view_sheet,
+)
 
 GRAY = torch.full((3, 80, 160), 128, dtype=torch.uint8)
 
@@ -66,3 +76,17 @@ def test_a_flip_moves_the_partner_to_the_other_side():
                       ((False, False), (True, False)))
     assert {column for _, column in dots(plain, second)} == {0, 1, 2, 3}
     assert {column for _, column in dots(flipped, second)} == {3, 4, 5, 6}
+
+
+def test_numbers_of_crowded_boxes_lie_on_their_frames_and_cover_no_other():
+    same = [(40.0, 30.0, 120.0, 110.0)] * 10
+    small = [(70.0, 50.0, 90.0, 70.0), (150.0, 100.0, 160.0, 120.0), (0.0, 0.0, 6.0, 5.0)]
+    places = places_of_numbers(same + small, (160, 120))
+    width, height = NUMBER
+    for i, (x, y) in enumerate(places):
+        assert 0 <= x <= 160 - width
+        assert 0 <= y <= 120 - height
+        assert not any(abs(x - a) < width and abs(y - b) < height for a, b in places[:i])
+    for x, y in places[:10]:
+        assert x in (40, 120 - width) or y in (30, 110 - height)
+    assert len(places_of_numbers([(0, 0, 20, 20)] * 30, (20, 20))) == 30      # where there is no room they cover others

@@ -89,8 +89,7 @@ def feature_map(x: Tensor, labels: Tensor, classes: Sequence[str], title: str) -
     if len(shown) < len(present):
         title += f", {len(shown)} of {len(present):,} classes in colour"
     figure = blank(8, 6.5, title)
-    drawn = [label for label in shown if label in numbers[rows]]             # a rare class may not be drawn
-    scatter(figure, points, numbers[rows], {label: short(classes, label) for label in drawn})
+    scatter(figure, points, numbers[rows], {label: short(classes, label) for label in shown})
     return figure
 
 
@@ -111,11 +110,15 @@ def scatter(figure: Figure, points: np.ndarray, labels: np.ndarray, names: dict[
 
 
 def evenly(labels: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """Draw the rows of a map, always the same ones; up to half are of the classes shown, if there are others."""
+    """Draw the rows of a map, always the same ones; up to half are of the classes shown, if there are others.
+
+    Of each class shown there are ten, or all: a rare one would be lost among thousands.
+    """
     order = np.random.default_rng(0).permutation(len(labels))
     coloured, others = order[np.isin(labels[order], shown)], order[~np.isin(labels[order], shown)]
-    half = POINTS // 2
-    return np.sort(np.concatenate([coloured[:half], others, coloured[half:]])[:POINTS])
+    few, half = [coloured[labels[coloured] == label][:10] for label in shown], POINTS // 2
+    drawn = dict.fromkeys(np.concatenate([*few, coloured[:half], others, coloured[half:]]).tolist())   # in this order
+    return np.sort(np.array([*drawn][:POINTS]))
 
 
 def flatten(x: Tensor) -> tuple[np.ndarray, str]:
@@ -239,9 +242,9 @@ def learning_curves(cells: Sequence[FewLabels], title: str) -> Figure:
         raise ValueError("there are no accuracies from few labels to draw: measure lowshot first")
     curves = list(dict.fromkeys(cell[:2] for cell in cells))
     encoders, classifiers = (list(dict.fromkeys(column)) for column in zip(*curves, strict=True))
-    looks = {curve: {"color": COLOURS[classifiers.index(curve[1]) % len(COLOURS)],
-                     "marker": MARKERS[classifiers.index(curve[1]) % len(MARKERS)],
-                     "linestyle": LINES[encoders.index(curve[0]) % len(LINES)]} for curve in curves}
+    looks = {curve: {"color": COLOURS[encoders.index(curve[0]) % len(COLOURS)],        # also of a point alone
+                     "marker": MARKERS[i % len(MARKERS)],
+                     "linestyle": LINES[classifiers.index(curve[1]) % len(LINES)]} for i, curve in enumerate(curves)}
     names = [plain(classifier if len(encoders) == 1 else f"{encoder}: {classifier}") for encoder, classifier in curves]
     kinds = sorted({cell.percent for cell in cells})
     wide = min(len(encoders), 3)            # columns of the legend
@@ -261,7 +264,7 @@ def draw_curves(axes: Axes, cells: Sequence[FewLabels], looks: dict[tuple[str, s
         own = sorted(cell for cell in cells if cell[:2] == curve)
         apart = 1.2 ** ((i + 0.5) / len(looks) - 0.5)                        # or the bars would hide each other
         axes.errorbar([apart * cell.labels for cell in own], [100 * cell.score.value for cell in own],
-                      [100 * (cell.score.deviation or 0) for cell in own], capsize=2, markersize=5, **look)
+                      [100 * (cell.score.deviation or 0) for cell in own], capsize=2, markersize=6, **look)
     percent, ticks = cells[0].percent, sorted({cell.labels for cell in cells})
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{n:g} %" if percent else f"{n:g}" for n in ticks])

@@ -154,3 +154,14 @@ def check_views(x: Tensor, y: Tensor) -> None:
         raise ValueError(f"these are features of two views of the same images, not {list(x.shape)} and "
                          f"{list(y.shape)}: give one row for each image to both")
     require_rows(x)
+
+
+def hardest(x: Tensor, y: Tensor, chunk: int = 1024) -> Tensor:
+    """The largest cosine of each row of `x` [N, D] with the rows of `y` [N, D] except its own: [N], for N above 1."""
+    x, y = unit(x), unit(y)
+    largest = []
+    for start, rows in zip(range(0, len(x), chunk), x.split(chunk), strict=True):
+        cosines = rows @ y.T                                             # [chunk, N]
+        cosines.diagonal(start).fill_(-torch.inf)
+        largest.append(cosines.amax(1))
+    return torch.cat(largest)
