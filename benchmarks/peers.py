@@ -314,7 +314,7 @@ def table(figures: dict[str, Any]) -> str:
     """One row for each pipeline of each workload."""
     heads = ["views", "pipeline", "loader, ms of a core", "times lightly's", "end to end, images/s", "times lightly's",
              "of the limit"]
-    forms = ("{:.3f}", "{:.2f}", "{:,.0f}", "{:.2f}", "{:.0%}")
+    forms = ("{:.3f}", "{:.1f}", "{:,.1f}", "{:.2f}", "{:.0%}")
     rows = [[title if name == PEER else "", name, *("" if value is None else form.format(value)
                                                     for form, value in zip(forms, values, strict=True))]
             for title, found in figures["views"].items() for name, values in compared(title, found)]
@@ -330,11 +330,14 @@ def show(figures: dict[str, Any], name: str) -> None:
                                     figures["views"].items(), strict=True):
         rows = dict(compared(title, found))
         places = np.arange(len(rows))
-        for shift, (label, column) in enumerate({"loader alone": 1, "end to end": 3}.items()):
+        columns = {"loader alone": 1, "end to end": 3} if WORKLOADS[title].files else {"end to end": 3}
+        for number, (label, column) in enumerate(columns.items()):
             values = [row[column] or 0 for row in rows.values()]
-            bars = axes.barh(places + 0.4 * shift - 0.2, values, 0.38, color=COLOURS[shift], label=label)
-            axes.bar_label(bars, [f"{value:.2f}" if value else "" for value in values], padding=2, fontsize=7)
-        axes.axvline(1, color="black", linewidth=0.6)
+            shift = 0.4 * (number - (len(columns) - 1) / 2)
+            bars = axes.barh(places + shift, values, 0.38, color=COLOURS[column // 2], label=label)
+            axes.bar_label(bars, [f"{value:.2f}" if value else "" for value in values], padding=2, fontsize=7,
+                           bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+        axes.axvline(1, color="black", linewidth=0.6, zorder=0.5)
         axes.set_yticks(places, list(rows), fontsize=8)
         axes.set_title(title, fontsize=9)
         axes.invert_yaxis()

@@ -22,6 +22,7 @@ RESULTS, ROOT = Path(__file__).parent / "results", Path(__file__).parents[1]
 PROTOCOLS = ("knn_instdisc", "linear_cached")
 METHODS = r"\| (?:method|take) \|.* \| kNN \|"              # heads of tables
 RACE = r"\| track \| entry \|.* \| seconds \|.*\|"
+PEERS = r"\| views \| pipeline \|.*\|"
 SURVIVED = r"\| what happened \| survived \| steps done twice: mean, most \|"
 
 
@@ -105,6 +106,7 @@ def page(text: str) -> str:
     text = with_rows(text, METHODS, lambda rows: [f"{row.rpartition(' | ')[0]} | {gain(row, found)} |" for row in rows])
     text = with_rows(text, SURVIVED, lambda rows: survived(figures("survive")["trials"]))
     text = with_rows(text, RACE, lambda rows: race(figures("speedrun")))
+    text = with_rows(text, PEERS, lambda rows: (RESULTS / "peers.md").read_text().splitlines()[4:])
     return re.sub(r"(?s)(?<=\n## Rules\n\n).*?(?=\n## )", lambda _: rules(), text)
 
 
