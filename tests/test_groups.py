@@ -571,6 +571,20 @@ def test_interclrs_positives_alone_collapse_and_the_health_measure_says_so(monke
     assert trained(InterCLR, spread, **options) < 0.1
 
 
+def test_obows_pull_towards_the_bags_words_alone_collapses_and_the_health_measure_says_so(monkeypatch):
+    """Without the normaliser over all words; of unit features, which could otherwise just grow."""
+    def spread(method, batch):
+        return feature_std(method.encoder(batch.views[0].images).detach())
+
+    def pull(features, weight, bag, scale):
+        return -(bag.to(features.dtype) * (scale * unit(features) @ unit(weight).T)).sum(1).mean()
+
+    options = {"words": 20, "levels": 1, "momentum": 0.9}
+    assert trained(OBoW, spread, **options) > 0.3
+    monkeypatch.setattr("ssl_zoo.methods.obow.divergence", pull)
+    assert trained(OBoW, spread, **options) < 0.1
+
+
 def test_slotcons_places_alone_without_a_centre_collapse_into_one_group():
     def groups(method, batch):
         _, cosines = method.grouping(method.projector(method.encoder.maps(batch.views[0].images)))
