@@ -1,6 +1,7 @@
 """What a run says while it goes on: step, epoch, loss, speed, time left and kNN; at its end, what it took."""
 
 import math
+import resource
 import sys
 import time
 from collections import deque
@@ -13,11 +14,6 @@ from tqdm import tqdm
 
 from ssl_zoo.distributed import run_folder
 from ssl_zoo.method import Batch, Method
-
-try:
-    import resource
-except ImportError:      # Windows
-    resource = None      # type: ignore[assignment]
 
 REDRAWN = 0.2            # seconds between two states of a terminal's line
 LINES = (10.0, 60.0)     # seconds between two lines of a log: at first, and at most
@@ -193,10 +189,9 @@ def peak_memory(device: torch.device) -> str:
     parts = []
     if device.type == "cuda":
         parts.append(f"{torch.cuda.max_memory_reserved(device) / 2 ** 30:.1f} GiB of the GPU")
-    if resource is not None:
-        unit = 1 if sys.platform == "darwin" else 1024
-        parts.append(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2 ** 30:.1f} GiB of main memory")
-    return f"; at most {' and '.join(parts)}" * bool(parts)
+    unit = 1 if sys.platform == "darwin" else 1024
+    parts.append(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2 ** 30:.1f} GiB of main memory")
+    return f"; at most {' and '.join(parts)}"
 
 
 def header(trainer: pl.Trainer, method: pl.LightningModule) -> str:

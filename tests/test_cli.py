@@ -232,8 +232,8 @@ def test_a_failed_start_leaves_what_was_there_before_it_alone(recipe):
     refusal(recipe, "--data.batch_size", "1", "--trainer.logger.save_dir", "mine")
     assert list(Path("mine").iterdir()) == []
     refusal(recipe, "--data.batch_size", "1", "--trainer.logger", "false", "--trainer.default_root_dir", "mine")
-    assert {path.name for path in Path("mine").iterdir()} == {"config.yaml", "neighbours.png", "provenance.json",
-                                                            "views.png"}
+    assert {path.name for path in Path("mine").iterdir()} == {"config.yaml", "curve.json", "neighbours.png",
+                                                            "provenance.json", "views.png"}
     first = fit(recipe)
     refusal(recipe, "--data.batch_size", "1")
     assert [path.name for path in Path("runs/recipe").iterdir()] == [first.name]
@@ -247,9 +247,9 @@ def test_without_logger_checkpoints_and_bar_a_run_has_its_folder(recipe, capsys)
     for number in (0, 1):
         folder = fit(recipe, *options)
         assert folder == Path(f"runs/recipe/version_{number}")
-        assert {path.name for path in folder.iterdir()} == {"config.yaml", "encoder.json", "encoder.safetensors",
-                                                            "neighbours.png", "provenance.json", "report.json",
-                                                            "report.txt", "training_curve.png", "views.png"}
+        assert {path.name for path in folder.iterdir()} == {
+            "config.yaml", "curve.json", "encoder.json", "encoder.safetensors", "neighbours.png", "provenance.json",
+            "report.json", "report.txt", "training_curve.png", "views.png"}
     assert "epoch 2" in capsys.readouterr().out
     assert {path.name for path in Path().iterdir()} == {"runs", "recipe.yaml"}
 

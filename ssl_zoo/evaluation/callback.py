@@ -22,12 +22,10 @@ from ssl_zoo.evaluation.health import Distribution, hardest, similarities
 from ssl_zoo.evaluation.protocol import Context, Measured, Picture, Protocol
 from ssl_zoo.evaluation.protocols import find
 from ssl_zoo.evaluation.score import Score
-from ssl_zoo.evaluation.training_curve import course, training_curve
 from ssl_zoo.evaluation.verdict import judge
 from ssl_zoo.export import save_encoder
 from ssl_zoo.files import free, put
 from ssl_zoo.method import Batch, Method
-from ssl_zoo.monitor import due, loss_of
 from ssl_zoo.pictures import publish
 from ssl_zoo.provenance import left_by, provenance
 
@@ -189,8 +187,6 @@ class Report(pl.Callback):
         self.last: dict[str, Score] = {}     # of the last evaluation
         self.rhythm: int | None = None       # the recipe's, of evaluations
         self.begun = False
-        self.losses: list[tuple[int, Any]] = []   # step and loss, which the host does not read before the end
-        self.steps: dict[str, int] = {}      # of the columns
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.begun = True
@@ -207,11 +203,6 @@ class Report(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.on_train_end(trainer, pl_module)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch,
-                           batch_idx: int) -> None:
-        if due(trainer):
-            self.losses.append((trainer.global_step, loss_of(outputs, trainer)))
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch,
                                 batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -233,7 +224,6 @@ class Report(pl.Callback):
             self.pixels = Pass()
         scores = {name: score for one in found for name, score in one.scores.items()}
         self.columns[moment(trainer)] = values(scores)
-        self.steps[moment(trainer)] = trainer.global_step
         self.last = scores
         if trainer.sanity_checking:
             self.before = {name: score for name, score in scores.items() if name == judge(scores)}
@@ -258,9 +248,6 @@ class Report(pl.Callback):
                             recipe=report.whole_recipe(folder, pl_module), origin=left_by(folder))
         self.record(trainer, "run", self.columns, self.last, self.before)
         protocols = [one for found in evaluations(trainer) for one in found.protocols]
-        figure = training_curve(course(self.read(), self.columns, self.steps, protocols),
-                                f"{type(pl_module).__name__}: {folder}")
-        publish(charts.picture(figure), "training_curve", folder, trainer.logger, trainer.global_step)
         said = f"\n{report.run_verdict(self.columns, self.last, self.before)}\n" * bool(metrics and self.last)
         datamodule: Any = trainer.datamodule   # type: ignore[attr-defined]
         if left_out := getattr(datamodule, "left_out", None):
@@ -289,18 +276,12 @@ class Report(pl.Callback):
             put(free(folder / "report.json"),
                 records.of_run(kind, datamodule, columns, last, protocols, verdict, made))
 
-    def read(self) -> list[tuple[int, float]]:
-        """The losses as numbers, for which the host waits, once for each."""
-        self.losses = [(step, float(loss)) for step, loss in self.losses]
-        return self.losses
-
     def state_dict(self) -> dict[str, Any]:
-        return {"columns": self.columns, "size": self.size, "steps": self.steps, "losses": self.read(),
+        return {"columns": self.columns, "size": self.size,
                 "before": {name: list(score) for name, score in self.before.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.columns, self.size = state_dict["columns"], state_dict["size"]
-        self.steps, self.losses = state_dict.get("steps", {}), state_dict.get("losses", [])
         self.before = {name: Score(*parts) for name, parts in state_dict.get("before", {}).items()}
 
 

@@ -1,21 +1,27 @@
 """A run's curve: what each evaluation found, after how many images and seconds of training."""
 
 import json
+import math
 import resource
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from ssl_zoo.distributed import run_folder
-from ssl_zoo.evaluation.callback import evaluations
+from ssl_zoo.evaluation.callback import Report, evaluations
+from ssl_zoo.evaluation.charts import picture
+from ssl_zoo.evaluation.report import PIXELS
 from ssl_zoo.evaluation.score import finite
+from ssl_zoo.evaluation.training_curve import course, training_curve
 from ssl_zoo.files import put
 from ssl_zoo.method import Batch
+from ssl_zoo.monitor import due
 from ssl_zoo.paths import plain_json
+from ssl_zoo.pictures import publish
 
 NAME = "curve.json"   # in a run's folder
 
@@ -34,13 +40,17 @@ class Spent(NamedTuple):
 
 class Curve(pl.Callback):
     """Leaves curve.json in the run's folder: at each evaluation the scores, the mean loss since the last one, and after
-    how many steps, images and seconds of training they were found. A run that goes on continues it."""
+    how many steps, images and seconds of training they were found. A run that goes on continues it.
+
+    At the end training_curve.png shows the scores, and the loss wherever the trainer has logged.
+    """
 
     def __init__(self) -> None:
         self.points: list[dict[str, Any]] = []
         self.before = Spent(0.0, 0.0)         # until the clock was last stopped
         self.since: Spent | None = None       # when it was started
         self.images, self.losses, self.batches = 0, torch.zeros(()), 0
+        self.trace: list[tuple[int, Any]] = []   # step and loss, which the host reads late
 
     @property
     def spent(self) -> Spent:
@@ -60,6 +70,8 @@ class Curve(pl.Callback):
         self.images += len(batch.index) * trainer.world_size
         loss: Tensor = outputs["loss"].detach() * trainer.accumulate_grad_batches
         self.losses, self.batches = self.losses.to(loss.device) + loss, self.batches + 1   # no wait for the device
+        if due(trainer):
+            self.trace.append((trainer.global_step, loss))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -82,6 +94,24 @@ class Curve(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stop()
         self.write(trainer)
+        self.draw(trainer, type(pl_module).__name__)
+
+    def draw(self, trainer: pl.Trainer, method: str) -> None:
+        """Save training_curve.png in the run's folder, if anything was trained."""
+        folder, callbacks = run_folder(trainer), cast(list[Any], trainer.callbacks)   # type: ignore[attr-defined]
+        if not trainer.is_global_zero or folder is None or not self.trace and not self.images:
+            return
+        pixels = [one.columns.get(PIXELS, {}) for one in callbacks if isinstance(one, Report)]
+        protocols = [one for found in evaluations(trainer) for one in found.protocols]
+        found = course(self.read_losses(), [(point["step"], point["scores"]) for point in self.points], protocols,
+                       pixels[0] if pixels else {})
+        publish(picture(training_curve(found, f"{method}: {folder}")), "training_curve", folder, trainer.logger,
+                trainer.global_step)
+
+    def read_losses(self) -> list[tuple[int, float]]:
+        """The losses as numbers, for each of which the host waits once."""
+        self.trace = [(step, float(loss)) for step, loss in self.trace]
+        return [(step, loss) for step, loss in self.trace if math.isfinite(loss)]
 
     def write(self, trainer: pl.Trainer) -> None:
         folder = run_folder(trainer)
@@ -93,10 +123,12 @@ class Curve(pl.Callback):
             put(folder / NAME, json.dumps({"format": 1, **known, "points": self.points}, indent=1) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"points": self.points, "spent": list(self.spent), "images": self.images}
+        return {"points": self.points, "spent": list(self.spent), "images": self.images,
+                "losses": self.read_losses()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.points, self.before, self.images = state_dict["points"], Spent(*state_dict["spent"]), state_dict["images"]
+        self.trace = state_dict.get("losses", [])
 
 
 def read(folder: Path) -> dict[str, Any]:

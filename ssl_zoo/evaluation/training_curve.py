@@ -1,6 +1,6 @@
 """How a run went, in one picture: its loss, its accuracies and the health of its features, by the step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from ssl_zoo.evaluation.charts import COLOURS, LINES, MARKERS, blank, plain
 from ssl_zoo.evaluation.protocol import Protocol, quantity
-from ssl_zoo.evaluation.report import PIXELS
 
 FEW = 30     # points, up to which each has a marker
 HEALTH = {"health/rankme": "effective rank, directions", "health/feature_std": "deviation of features, 1 is even"}
@@ -23,15 +22,16 @@ class Course(NamedTuple):
     pixels: Mapping[str, float]                      # of raw pixels, by the same names
 
 
-def course(losses: Sequence[tuple[int, float]], columns: Mapping[str, Mapping[str, float]], steps: Mapping[str, int],
-           protocols: Sequence[Protocol]) -> Course:
-    """Put a run's columns, of which `steps` has the optimiser steps, in the order of their scores."""
+def course(losses: Sequence[tuple[int, float]], points: Iterable[tuple[int, Mapping[str, float | None]]],
+           protocols: Sequence[Protocol], pixels: Mapping[str, float]) -> Course:
+    """Put what each evaluation found, a step with its scores, in the order of the scores' names."""
     scores: dict[str, list[tuple[int, float]]] = {}
-    for column, step in steps.items():
-        for name, value in columns[column].items():
-            scores.setdefault(name, []).append((step, value))
-    shares = frozenset(name for name in scores if (found := quantity(name, protocols)) and found[1].percent)
-    return Course(losses, scores, shares, columns.get(PIXELS, {}))
+    for step, found in points:
+        for name, value in found.items():
+            if value is not None:                   # finite
+                scores.setdefault(name, []).append((step, value))
+    shares = frozenset(name for name in scores if (known := quantity(name, protocols)) and known[1].percent)
+    return Course(losses, scores, shares, pixels)
 
 
 def training_curve(course: Course, title: str) -> Figure:
