@@ -68,7 +68,7 @@ def shorten(caption: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) ->
 
 
 def publish(picture: Image.Image, name: str, folder: str | Path, logger: Any, step: int) -> None:
-    """Save the picture in `folder`, and show it where the logger takes images, as TensorBoard's does.
+    """Save the picture in `folder`, and show it where the logger takes images, as those of TensorBoard and W&B do.
 
     A full disk costs the picture, which a warning says, and not the run.
     """
@@ -79,6 +79,8 @@ def publish(picture: Image.Image, name: str, folder: str | Path, logger: Any, st
             picture.save(half, format="png")
         if (add_image := getattr(getattr(logger, "experiment", None), "add_image", None)) is not None:
             add_image(name, to_tensor(picture), step)
+        elif (log_image := getattr(logger, "log_image", None)) is not None:
+            log_image(name, [picture])
     except OSError as error:
         warnings.warn(f"the picture {path} could not be written ({error.strerror or error})", stacklevel=2)
 

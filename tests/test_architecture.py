@@ -10,8 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssl_zoo"
-LAYERS = ["paths files finite own_code distributed schedules", "pictures weights blocks grouped provenance logs",
-          "views published", "losses assignment memory heads encoders optim draws",
+LAYERS = ["paths files finite own_code distributed schedules",
+          "pictures weights blocks grouped loggers provenance logs", "views published",
+          "losses assignment memory heads encoders optim draws",
           "adaptive mixing sketching export start batches multi_view clusters vocabulary slots quality", "course",
           "method", "checkpoints saving", "methods data stopping monitor peers progress gradient_cache fast",
           "evaluation", "metrics bench features", "alike", "contract", "cli", "__main__"]

@@ -83,6 +83,7 @@ def test_what_was_interrupted_goes_on_and_one_table_has_all(recipes, capsys, mon
 
 def test_a_recipe_that_fails_loses_no_other_and_is_said_at_the_end(recipes, capsys, monkeypatch):
     fit("one")
+    assert "curves as CSV       comparison/one/seed_0/version_0/metrics.csv\n" in capsys.readouterr().out
     Path("python").write_text("#!/bin/sh\nprintf 'pretraining: 0step\\rhalf      ssl-zoo: the loss is not finite\\n"
                               "(for the traceback: SSL_ZOO_DEBUG=1)\\n' >&2\nexit 1\n")
     Path("python").chmod(0o755)

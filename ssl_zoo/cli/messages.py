@@ -123,6 +123,8 @@ def parse_error(message: str) -> str:
         names = [name for family in FAMILIES for name in dir(import_module(f"ssl_zoo.{family}"))]
         near = difflib.get_close_matches(unknown[1], names, n=1)
         text = f"there is no class {unknown[1]}" + (f"; did you mean {near[0]}?" if near else "")
+    if lacking := re.search(r"Requirement '([\w-]+)[^']*' not met", text):
+        text = f"the package {lacking[1]} is not installed: pip install {lacking[1]}"
     if option := re.search(r"Option '([^']+)' is not accepted|(?:does not accept option '|arguments: --)trainer.(\w+)",
                            text):
         takes = parameters(kind or "pytorch_lightning.Trainer")

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from ssl_zoo.evaluation.score import Score
 from ssl_zoo.evaluation.verdict import judge
 from ssl_zoo.export import save_encoder
 from ssl_zoo.files import free, put
+from ssl_zoo.loggers import where
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.pictures import publish
 from ssl_zoo.provenance import left_by, provenance
@@ -257,12 +257,11 @@ class Report(pl.Callback):
         left = {"whole table": whole_table, "checkpoints": folder / "checkpoints", "exported encoder": path,
                 "training curve": folder / "training_curve.png", "augmented views": folder / "views.png",
                 "nearest neighbours": folder / "neighbours.png"}
-        if isinstance(trainer.logger, TensorBoardLogger):
-            left["TensorBoard"] = folder
         print("\n" + report.run_table(self.columns, protocols, only) + said)
         if not metrics:
             print(f"{report.epoch(trainer.current_epoch)} was not evaluated: ssl-zoo evaluate {path}\n")
-        print("\n".join(f"{name:20}{place}" for name, place in left.items() if place.exists()))
+        there = [(name, place) for name, place in left.items() if place.exists()]
+        print("\n".join(f"{name:20}{place}" for name, place in [*there, *map(where, trainer.loggers)]))
 
     def record(self, trainer: pl.Trainer, kind: Literal["run", "validation"],
                columns: Mapping[str, Mapping[str, float]], last: Mapping[str, Score],

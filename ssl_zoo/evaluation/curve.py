@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pytorch_lightning as pl
-import torch
 from torch import Tensor
 
 from ssl_zoo.distributed import run_folder
@@ -49,7 +48,8 @@ class Curve(pl.Callback):
         self.points: list[dict[str, Any]] = []
         self.before = Spent(0.0, 0.0)         # until the clock was last stopped
         self.since: Spent | None = None       # when it was started
-        self.images, self.losses, self.batches = 0, torch.zeros(()), 0
+        self.images, self.batches = 0, 0
+        self.losses: Tensor | float = 0.0     # their sum since the last evaluation, on the device
         self.trace: list[tuple[int, Any]] = []   # step and loss, which the host reads late
 
     @property
@@ -69,7 +69,7 @@ class Curve(pl.Callback):
                            batch_idx: int) -> None:
         self.images += len(batch.index) * trainer.world_size
         loss: Tensor = outputs["loss"].detach() * trainer.accumulate_grad_batches
-        self.losses, self.batches = self.losses.to(loss.device) + loss, self.batches + 1   # no wait for the device
+        self.losses, self.batches = self.losses + loss, self.batches + 1
         if due(trainer):
             self.trace.append((trainer.global_step, loss))
 
@@ -80,13 +80,13 @@ class Curve(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking and trainer.global_step:
             return                            # a run that goes on begins with an evaluation that it has had
-        loss = finite((self.losses / self.batches).item()) if self.batches else None
+        loss = finite(float(self.losses) / self.batches) if self.batches else None
         scores = {name: finite(score.value) for one in evaluations(trainer) for name, score in one.scores.items()}
         self.points.append({
             "step": trainer.global_step, "images": self.images, "seconds": round(self.spent.wall, 3),
             "processor_seconds": round(self.spent.processor, 3), "loss": loss,
             "scores": scores})
-        self.losses, self.batches = torch.zeros(()), 0
+        self.losses, self.batches = 0.0, 0
         self.write(trainer)
         if not trainer.sanity_checking:
             self.since = Spent.until_now()
