@@ -68,7 +68,9 @@ def test_recipe_trains_one_batch(name, surroundings):
     if judge := parts["model"]["init_args"].get("judge"):      # that an earlier run has left
         save_encoder(NarrowResNet(4, 2), judge)
     if name.startswith(("imagenet", "shards")):   # its views are 4 seconds of work at full size
-        small["--model.encoder.depth"] = "18"
+        small |= ({"--model.encoder.name": "vit_tiny_patch16_224"}
+                  if parts["model"]["init_args"]["encoder"]["class_path"] == "Timm" else
+                  {"--model.encoder.depth": "18"})
     arguments = ["--config", str(RECIPES[name]), *(f"--trainer.{option}={value}" for option, value in CPU.items()),
                  *(word for pair in small.items() for word in pair)]
     cli = Cli(arguments, run=False)
