@@ -1,9 +1,10 @@
 """What bfloat16, channels_last, compilation and fused optimisers gain in a training step: process time, interleaved.
 
-One thread, one process: forward pass of two views, loss, backward pass and optimiser, of SimCLR's recipes on the CPU
-here. A CPU gains from bfloat16 if it has instructions for it; a GPU gains otherwise, and is to be measured there.
+One thread, one process: forward pass of two views of 32 pixels, loss, backward pass and optimiser, for the encoder of
+the recipes for a CPU with 2 x 32 images, and for a ResNet-18 with 2 x 16. A CPU gains from bfloat16 if it has
+instructions for it. A GPU is to be measured where there is one.
 
-    python benchmarks/fast.py             about 5 minutes, most of it compiling
+    python benchmarks/fast.py             about 2 minutes, most of it compiling
     python benchmarks/fast.py --rounds 1  fewer than 7 rounds; nothing is written
 """
 
@@ -12,16 +13,18 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from record import record
 
-from ssl_zoo.encoders import ResNet
+from ssl_zoo.encoders import Encoder, NarrowResNet, ResNet
 from ssl_zoo.losses import nt_xent
 
-SIZES = {"ResNet-18, 2 x 32 images of 32 pixels": (32, 32, True),      # batch, side, small_images
-         "ResNet-18, 2 x 4 images of 128 pixels": (4, 128, False)}
+# encoder, batch, side, and whether it is compiled, too: that of a ResNet-18 takes minutes
+SIZES = {"NarrowResNet": (partial(NarrowResNet, 32), 32, 32, True),
+         "ResNet-18": (partial(ResNet, 18, small_images=True), 16, 32, False)}
 # precision, memory format, compiled, fused
 SETTINGS = {"float32": (torch.float32, False, False, False),
             "float32, fused optimiser": (torch.float32, False, False, True),
@@ -32,11 +35,10 @@ SETTINGS = {"float32": (torch.float32, False, False, False),
             "bfloat16, channels_last, compiled": (torch.bfloat16, True, True, True)}
 
 
-def step(batch: int, side: int, small: bool, dtype: torch.dtype, last: bool, compiled: bool, fused: bool
+def step(encoder: Encoder, batch: int, side: int, dtype: torch.dtype, last: bool, compiled: bool, fused: bool
          ) -> Callable[[], None]:
-    torch.manual_seed(0)
     layout = torch.channels_last if last else torch.contiguous_format
-    encoder = ResNet(18, small_images=small).to(memory_format=layout)
+    encoder.to(memory_format=layout)
     if compiled:
         encoder.compile()
     optimizer = torch.optim.SGD(encoder.parameters(), lr=0.01, momentum=0.9, fused=fused)
@@ -69,8 +71,10 @@ parser.add_argument("--rounds", type=int)
 arguments = parser.parse_args()
 torch.set_num_threads(1)
 figures: dict[str, Any] = {}
-for size, shape in SIZES.items():
-    times = interleaved({name: step(*shape, *options) for name, options in SETTINGS.items()}, arguments.rounds or 7)
+for size, (make, batch, side, compiles) in SIZES.items():
+    steps = {name: step(make(), batch, side, *options) for name, options in SETTINGS.items()
+             if compiles or not options[2]}
+    times = interleaved(steps, arguments.rounds or 7)
     figures[size] = {name: {
         "milliseconds": round(1e3 * statistics.median(runs)),
         "times float32": round(statistics.median(a / b for a, b in zip(times["float32"], runs, strict=True)), 2)}

@@ -239,10 +239,10 @@ def advice(found: Found) -> list[str]:
     ratio = None if found.arithmetic is None else found.arithmetic / found.peak
     if gpu and found.precision.startswith("32") and network > 0.3:
         said.append(f"The network takes {network:.0%} of a step in float32: --trainer.precision bf16-mixed halves the "
-                    "bytes and uses the tensor cores.")
+                    "bytes and uses the tensor cores, best with --fast.channels_last true.")
     if gpu and ratio is not None and ratio < 0.1 and shares["data"] <= 0.1:
         said.append(f"The card does {ratio:.0%} of the arithmetic that it can: it waits for kernels to be started. "
-                    "Raise --data.batch_size, or compile the encoder.")
+                    "Raise --data.batch_size, or fuse them with --fast.compile true.")
     if shares["loss"] > 0.2:
         said.append(f"Heads, memory and loss take {shares['loss']:.0%} of a step: a shorter queue, fewer prototypes or "
                     "a smaller projector.")
