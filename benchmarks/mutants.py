@@ -147,11 +147,11 @@ MUTANTS = [
     Mutant("assignment.py", "masses.logsumexp(0)).log_softmax(1)", "masses.logsumexp(0)).log_softmax(0)",
            "test_assignment.py::test_a_samples_code_sums_to_one_however_few_the_iterations",
            "prototypes, not samples, sum to one"),
-    Mutant("assignment.py", "            masses =", "            codes = codes.log_softmax(1)\n            masses =",
+    Mutant("assignment.py", "            own =", "            codes = codes.log_softmax(1)\n            own =",
            "test_assignment.py::"
            "test_codes_ignore_what_is_added_to_all_scores_of_a_prototype_for_its_step_comes_first",
            "samples are balanced before prototypes"),
-    Mutant("assignment.py", "distributed.gather(codes.logsumexp(0, keepdim=True))", "codes.logsumexp(0, keepdim=True)",
+    Mutant("assignment.py", "distributed.gather(own.logsumexp(0, keepdim=True))", "own.logsumexp(0, keepdim=True)",
            "test_assignment.py::test_codes_do_not_depend_on_which_process_holds_a_sample",
            "each process balances its own samples"),
     # mixing
@@ -279,7 +279,7 @@ MUTANTS = [
     Mutant("methods/swav.py", "if v != g]", "]",
            "test_methods.py::test_swavs_other_views_predict_the_codes_of_each_global_one_and_of_a_full_queue",
            "a view predicts its own codes"),
-    Mutant("methods/swav.py", "self.iterations)[-len(z):]", "self.iterations)[:len(z)]",
+    Mutant("methods/swav.py", "self.iterations, counted)[-len(z):]", "self.iterations, counted)[:len(z)]",
            "test_methods.py::test_swavs_other_views_predict_the_codes_of_each_global_one_and_of_a_full_queue",
            "a view gets the queue's codes"),
     Mutant("methods/swav.py", "queue.share()", "queue.keys",
