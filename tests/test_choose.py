@@ -132,6 +132,9 @@ def test_a_folder_alone_is_a_run_whose_recipe_can_be_edited_and_run_again(images
     for _ in range(2):
         assert with_recipe(["my_images", *SMALL]) == ["--config", "my_images-1.yaml", *SMALL]
     assert "batch_size: 4" in written.read_text()
+    capsys.readouterr()
+    assert with_recipe(["my_images", "--quiet", *SMALL])[-len(SMALL) - 1] == "--quiet"
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("method", ["MoCo", "SwAV", "PixPro", "OBoW", "SogCLR", "MoCHi"])

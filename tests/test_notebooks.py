@@ -105,7 +105,7 @@ def test_the_views_are_what_their_notebook_says(executed):
 def test_the_first_run_learns_and_its_encoder_is_the_one_exported(executed):
     text = printed(executed("first_run"))
     for protocol in ("knn_dino", "linear_cached"):
-        untrained, *_, trained = map(float, re.findall(r"([\d.]+) %", re.search(f"{protocol} .*", text)[0])[1:])
+        untrained, *_, trained = map(float, re.findall(r"([\d.]+) %", re.search(rf"(?m)^{protocol} .*%", text)[0])[1:])
         assert trained > untrained + 5
     assert "the features of the run: True" in text
     few = [float(share) for share in re.findall(r"([\d.]+)% of the test patches", text)]

@@ -147,13 +147,14 @@ def parameters(path: str) -> list[str]:
                               if parameter.kind is not parameter.VAR_KEYWORD))
 
 
-def sentence(message: Warning | str, category: type[Warning], file: str, line: int, text: str | None = None) -> str:
+def sentence(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+             ) -> str:
     """A warning on a line of its own, also where a bar moves; where it is ours, without the code that gives it."""
     for bar in list(getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())):
         bar.clear()
-    if Path(file).is_relative_to(Path(__file__).parents[1]):
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
         return f"warning: {message}\n"
-    return f"{category.__name__}: {message} ({file}:{line})\n"
+    return f"{category.__name__}: {message} ({filename}:{lineno})\n"
 
 
 def quiet() -> None:
