@@ -68,7 +68,7 @@ class ViewsPicture(pl.Callback):
 def sources(trainer: pl.Trainer, index: Tensor) -> list[Tensor] | None:
     """The images of these places as their files have them, of which a worker has sent crops; None if one is not there.
     """
-    source = getattr(trainer.datamodule, "train", None)   # type: ignore[attr-defined]
+    source: Any = getattr(trainer.datamodule, "train", None)   # type: ignore[attr-defined]
     if not hasattr(source, "attempt"):
         return None
     found = [source.attempt(place) for place in index.tolist()]
