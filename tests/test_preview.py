@@ -2,7 +2,10 @@
 
 import numpy as np
 import torch
+from PIL import Image
 
+from ssl_zoo.data import ImageFolder
+from ssl_zoo.monitor import ViewsPicture
 from ssl_zoo.pictures import GAP, INK
 from ssl_zoo.views import View
 from ssl_zoo.views.preview import (
@@ -16,6 +19,7 @@ from ssl_zoo.views.preview import (
     places_of_numbers,
     view_sheet,
 )
+from tests.conftest import simclr, trainer
 
 GRAY = torch.full((3, 80, 160), 128, dtype=torch.uint8)
 
@@ -90,3 +94,21 @@ def test_numbers_of_crowded_boxes_lie_on_their_frames_and_cover_no_other():
     for x, y in places[:10]:
         assert x in (40, 120 - width) or y in (30, 110 - height)
     assert len(places_of_numbers([(0, 0, 20, 20)] * 30, (20, 20))) == 30      # where there is no room they cover others
+
+
+def test_a_run_on_a_folder_shows_the_sources_of_its_views_at_their_own_shapes(tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        Image.new("RGB", (80, 40), (200, 10 * i, 50)).save(tmp_path / "images" / f"{i}.png")
+    data = ImageFolder(str(tmp_path / "images"), batch_size=4, evaluation_size=16)
+    trainer(tmp_path, ViewsPicture(), max_steps=1).fit(simclr(), data)
+    picture = Image.open(tmp_path / "views.png")
+    assert picture.width >= GAP + 3 * (SIDE + 2 * GAP)                           # a source and two views
+    assert picture.height == LINE + 4 * (SIDE + 2 * GAP + LINE)
+    levels = set()
+    for i in range(4):
+        top = LINE + i * (SIDE + 2 * GAP + LINE)
+        source = picture.crop((GAP, top, GAP + SIDE, top + SIDE // 2))           # 2 : 1, as the images are
+        levels |= {pixel for _, pixel in source.getcolors() if pixel[0] == 200 and pixel[2] == 50}
+        assert picture.getpixel((GAP + SIDE // 2, top + SIDE // 2 + 20)) == (255, 255, 255)
+    assert levels == {(200, 10 * i, 50) for i in range(4)}
