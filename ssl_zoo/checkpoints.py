@@ -66,6 +66,7 @@ def preprocessing_in(content: Mapping[str, Any], source: str | Path) -> dict[str
     if not isinstance(said, Mapping):
         raise ValueError(f"{source} describes the images as {said}: take the file that ssl_zoo wrote")
     known = ("levels", "background", "size", "resize", "crop")
+    said = {**said, **paths.mapping(content, "preparation")}   # of a checkpoint, which keeps it apart
     return {name: said[name] for name in known if said.get(name) is not None}
 
 

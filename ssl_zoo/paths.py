@@ -1,19 +1,40 @@
 """What the files that people name are, found out without torch: a wrong path is reported before anything is loaded."""
 
 import json
+import re
 import zipfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
 LARGEST = 2 ** 24   # bytes of a description
+EXPORTS = {".safetensors": "for ssl_zoo", ".pth": "the state dict of torchvision's or timm's own model",
+           ".onnx": "ONNX", ".pt2": "torch.export"}
+ONNX = ("onnx", "onnxscript", "onnxruntime")   # the extra onnx
 
 
 def encoder_files(path: str | Path) -> tuple[Path, Path]:
     """The two files of an exported encoder; `path` names either, or is what stands before their endings."""
     stem = str(path).removesuffix(".safetensors").removesuffix(".json")
     return Path(f"{stem}.safetensors"), Path(f"{stem}.json")
+
+
+def export_path(given: str | Path) -> Path:
+    """The file that an export of this name writes; its ending says how, and without one it is .safetensors."""
+    path = Path(given)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it, such as {path / 'encoder.onnx'}")
+    if path.suffix not in EXPORTS:
+        if path.suffix != ".json" and re.fullmatch(r"\.[A-Za-z]\w*", path.suffix):   # .1 is part of a name
+            raise ValueError(f"{path} ends in {path.suffix}, which is no format of exports: name a file that ends in "
+                             + ", ".join(f"{ending} ({what})" for ending, what in EXPORTS.items()))
+        return encoder_files(path)[0]
+    if path.suffix == ".onnx" and (missing := [name for name in ONNX if find_spec(name) is None]):
+        raise ImportError(f"{path} is written and checked with {' and '.join(missing)}, which is not installed: pip "
+                          "install ssl_zoo[onnx]")
+    return path
 
 
 def name_and_weights(given: str) -> tuple[str, str]:

@@ -21,9 +21,9 @@ from tests.conftest import same
 MEAN, STD = (0.2, 0.5, 0.7), (0.1, 0.3, 0.6)
 
 
-def timm_encoder(**options):
+def timm_encoder(name="test_resnet", **options):
     pytest.importorskip("timm", reason="timm is not installed: pip install ssl_zoo[timm]")
-    return Timm("test_resnet", **options)
+    return Timm(name, **options)
 
 
 ENCODERS = [lambda: ResNet(18, small_images=True), lambda: NarrowResNet(4, 2, mean=MEAN, std=STD),
@@ -32,7 +32,7 @@ ENCODERS = [lambda: ResNet(18, small_images=True), lambda: NarrowResNet(4, 2, me
 
 def trained(encoder):
     """After two batches in training mode, so that the running statistics are none that a new encoder has."""
-    images = torch.randint(256, (2, 4, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+    images = torch.randint(256, (2, 4, encoder.channels, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
     with torch.no_grad():
         for batch in images:
             encoder(batch)
@@ -72,7 +72,8 @@ def test_a_loaded_encoder_evaluates_and_the_saved_one_goes_on_as_it_was(tmp_path
 def test_any_ending_names_the_same_two_files(written, read, tmp_path):
     path = save_encoder(NarrowResNet(4, 1), tmp_path / written)
     assert path == (tmp_path / written).with_suffix(".safetensors")
-    assert sorted(file.name for file in path.parent.iterdir()) == ["encoder.json", "encoder.safetensors"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["encoder.json", "encoder.safetensors",
+                                                                       "encoder.safetensors.md"]
     assert load_encoder(read(path)).dim == 4
 
 

@@ -137,7 +137,8 @@ def check_printed(arguments, printed):
         written = Path(printed.partition(":")[0]).read_text()
         assert [step.text for step in STEPS if f"class {arguments[1]}(" in step.text] == [written]
     elif arguments[0] == "export":
-        assert printed.strip().endswith("last.safetensors")
+        place = arguments.index("--output") + 1 if "--output" in arguments else None
+        assert printed.strip().endswith(arguments[place] if place else "last.safetensors")
     elif arguments[0] == "recipes":
         assert "arXiv:2002.05709" in printed
     elif arguments[0] == "embed":

@@ -126,7 +126,7 @@ class Images(pl.LightningDataModule):
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        return {"preprocessing": self.decoder.preprocessing}
+        return {"preprocessing": self.decoder.preprocessing, "preparation": self.train.preparation}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to go on with images that are read in another way than those before the checkpoint."""

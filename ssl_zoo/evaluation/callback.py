@@ -244,10 +244,11 @@ class Report(pl.Callback):
         if not trainer.is_global_zero or folder is None or not trainer.global_step or not self.begun:
             return
         metrics = dict(report.metrics(self.columns, trainer.current_epoch, trainer.global_step))
-        path = save_encoder(pl_module.evaluated, free(folder / "encoder.safetensors"), size=self.size, metrics=metrics,
-                            recipe=report.whole_recipe(folder, pl_module), origin=left_by(folder))
-        self.record(trainer, "run", self.columns, self.last, self.before)
         protocols = [one for found in evaluations(trainer) for one in found.protocols]
+        path = save_encoder(pl_module.evaluated, free(folder / "encoder.safetensors"), size=self.size, metrics=metrics,
+                            protocols=report.sentences(metrics, protocols), origin=left_by(folder),
+                            recipe=report.whole_recipe(folder, pl_module))
+        self.record(trainer, "run", self.columns, self.last, self.before)
         said = f"\n{report.run_verdict(self.columns, self.last, self.before)}\n" * bool(metrics and self.last)
         datamodule: Any = trainer.datamodule   # type: ignore[attr-defined]
         if left_out := getattr(datamodule, "left_out", None):

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,6 +99,12 @@ def explained(score: str, protocols: Sequence[Protocol]) -> tuple[str, Quantity]
 def describe(scores: Sequence[str], protocols: Sequence[Protocol]) -> dict[str, str]:
     """The sentences on these scores, each once."""
     return {key: found.sentence for key, found in (explained(score, protocols) for score in scores)}
+
+
+def sentences(scores: Iterable[str], protocols: Sequence[Protocol] = ()) -> dict[str, str]:
+    """The sentence on each of these scores, as far as there is one."""
+    found = {score: explained(score, protocols)[1].sentence for score in scores}
+    return {score: sentence for score, sentence in found.items() if sentence}
 
 
 # Tables
@@ -288,9 +294,10 @@ def metrics(columns: Mapping[str, Mapping[str, float]], epochs: int, steps: int)
 
 
 def whole_recipe(folder: Path, method: Any) -> Any:
-    """The recipe that the command line left in a run's folder, or else the hyper-parameters that the method has."""
-    config = folder / "config.yaml"
-    return plain_yaml(config) if config.is_file() else dict(method.hparams)
+    """The recipe that the command line left in a run's folder, or else the method's class and hyper-parameters."""
+    config, kind = folder / "config.yaml", type(method)
+    return plain_yaml(config) if config.is_file() else {
+        "model": {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": dict(method.hparams)}}
 
 
 def run_table(columns: Mapping[str, Mapping[str, float]], protocols: Sequence[Protocol], only: Sequence[str] = ()
