@@ -94,6 +94,7 @@ def test_a_recipe_that_fails_loses_no_other_and_is_said_at_the_end(recipes, caps
     assert "two, seed 0 is not in the table: the loss is not finite (all of it: comparison/two/seed_0/log.txt)" in \
         printed
     assert re.search(r"^one +1 +\d+\.\d", printed, re.M)
+    assert "Only one recipe has finished runs, and nothing is tested." in printed
     assert "two, seed 0 is not in the table: the loss" in Path("comparison/reports/version_0/comparison.md").read_text()
 
 

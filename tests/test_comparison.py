@@ -12,7 +12,7 @@ from scipy import stats
 from ssl_zoo.evaluation import comparison as side
 from ssl_zoo.evaluation import comparison_charts as charts
 from ssl_zoo.evaluation.report import Column, Comparison
-from ssl_zoo.evaluation.score import Score
+from ssl_zoo.evaluation.score import Score, number
 
 ORIGIN = {"ssl_zoo": {"version": "0.1.0", "commit": "a" * 40, "clean": True}, "packages": {"torch": "2.15.0"},
           "machine": {"cpu": "x", "cores": 2, "gpu": None},
@@ -99,6 +99,14 @@ def test_the_table_has_mean_and_deviation_over_seeds_seconds_and_the_untrained_e
     runs = [made("a"), made("b")]
     values = measured({run.name: score for run, score in zip(runs, right(0.5, 1), strict=True)})
     assert side.side_by_side(runs, values, asked=1).table[-1][:3] == ["untrained", "1", "25.0 %"]
+
+
+def test_without_labels_health_stands_side_by_side_and_nothing_is_tested():
+    runs = [made("a", curve={}), made("b", curve={})]
+    health = Comparison([], {run.name: Column({}, {"health/rankme": number(9.5)}, [], {}, {}) for run in runs}, {})
+    found = side.side_by_side(runs, health, asked=1)
+    assert found.table[1] == ["a", "1", "9.5"]
+    assert (found.tests, found.meaning) == ([], "No accuracy was measured, and nothing is tested.")
 
 
 def test_latex_is_escaped_and_has_a_cell_for_each_column():

@@ -128,10 +128,10 @@ class Screen:
 
     def show(self) -> None:
         text = self.log.read().decode(errors="replace").replace("\r", "\n")
-        if lines := [line for line in text.splitlines() if line.strip()]:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if lines and self.seen:
             self.line = lines[-1]
-        if self.seen:
-            width = os.get_terminal_size(2).columns - 1
+            width = (os.get_terminal_size(2).columns or 80) - 1
             print("\r\033[K" + f"{self.title}: {self.line}"[:width], end="", file=sys.stderr, flush=True)
 
 

@@ -147,6 +147,10 @@ class SideBySide(NamedTuple):
 
     @property
     def meaning(self) -> str:
+        if not any(self.scores.values()):
+            return "No accuracy was measured, and nothing is tested."
+        if len(arms(self.runs)) < 2:
+            return "Only one recipe has finished runs, and nothing is tested."
         return what_p_means([len(test.seeds) for test in self.tests])
 
     def as_plain(self) -> dict[str, Any]:
