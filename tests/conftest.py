@@ -110,10 +110,8 @@ def same(first, second):
     return first == second
 
 
-@pytest.fixture
-def recipe(tmp_path, arrays, monkeypatch):
-    """A small whole run on arrays, in an empty folder, as a dictionary that tests change before they write it."""
-    monkeypatch.chdir(tmp_path)
+def small_run(arrays):
+    """A small whole run on arrays, as a dictionary."""
     whole = yaml.safe_load((Path(__file__).parents[1] / "recipes/quickstart.yaml").read_text())
     whole["trainer"] |= {"max_epochs": 2, "check_val_every_n_epoch": 1, "log_every_n_steps": 1}
     whole["model"]["init_args"]["encoder"]["init_args"] = {"width": 4, "stages": 2}
@@ -121,3 +119,10 @@ def recipe(tmp_path, arrays, monkeypatch):
     whole["model"]["init_args"]["projector"] = [16, 8]
     whole["data"] = {"class_path": "ArrayImages", "init_args": {"path": str(arrays), "batch_size": 8}}
     return whole
+
+
+@pytest.fixture
+def recipe(tmp_path, arrays, monkeypatch):
+    """A small whole run in an empty folder, which tests change before they write it."""
+    monkeypatch.chdir(tmp_path)
+    return small_run(arrays)

@@ -1,5 +1,6 @@
 """The command compare: what is missing is run, what was interrupted goes on, and nothing is lost by what fails."""
 
+import copy
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import yaml
 
 from ssl_zoo.cli import arms, children, run
 from ssl_zoo.evaluation import curve, records
+from tests.conftest import small_run
 
 FIT = ["--trainer.logger=CSVLogger", "--seed_everything=0", "--trainer.logger.name=seed_0"]
 
@@ -26,25 +28,43 @@ def refused(*arguments):
     return str(ended.value.code)
 
 
+@pytest.fixture(scope="module")
+def trained(arrays, tmp_path_factory):
+    """A folder with two recipes, of one epoch and of two, and a run of each where a comparison looks for it.
+
+    They are made here: in a process of its own, as a comparison starts it, each would take ten times as long.
+    """
+    whole = small_run(arrays)
+    whole["report"] = {"raw_pixels": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder := tmp_path_factory.mktemp("trained"))
+        for epochs, name in enumerate(("one", "two"), 1):
+            whole["trainer"] |= {"max_epochs": epochs, "accelerator": "cpu"}
+            whole["checkpoints"] = {"every_n_epochs": 1}
+            Path(f"{name}.yaml").write_text(yaml.safe_dump(whole))
+            run(["fit", "--config", f"{name}.yaml", *FIT, f"--trainer.logger.save_dir=comparison/{name}"])
+    return folder, whole
+
+
 @pytest.fixture
-def recipes(recipe):
-    """Two recipes in an empty folder, of one epoch and of two."""
-    recipe["report"] = {"raw_pixels": False}
-    recipe["trainer"] |= {"max_epochs": 1, "accelerator": "cpu"}
-    Path("one.yaml").write_text(yaml.safe_dump(recipe))
-    recipe["trainer"]["max_epochs"] = 2
-    recipe["checkpoints"] = {"every_n_epochs": 1}
-    Path("two.yaml").write_text(yaml.safe_dump(recipe))
-    return recipe
+def recipes(trained, tmp_path, monkeypatch):
+    """The two recipes in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("one.yaml", "two.yaml"):
+        shutil.copy(trained[0] / name, name)
+    return copy.deepcopy(trained[1])
 
 
-def fit(name):
-    """Train here, as a comparison does in a process of its own: a second for what takes ten there."""
-    run(["fit", "--config", f"{name}.yaml", *FIT, f"--trainer.logger.save_dir=comparison/{name}"])
-    return Path(f"comparison/{name}/seed_0/version_0")
+@pytest.fixture
+def fit(trained):
+    """Gives a recipe its finished run."""
+    def leave(name):
+        shutil.copytree(trained[0] / f"comparison/{name}", f"comparison/{name}")
+        return Path(f"comparison/{name}/seed_0/version_0")
+    return leave
 
 
-def test_what_was_interrupted_goes_on_and_one_table_has_all(recipes, capsys, monkeypatch):
+def test_what_was_interrupted_goes_on_and_one_table_has_all(recipes, fit, capsys, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     fit("one")
     folder = fit("two")
@@ -52,7 +72,6 @@ def test_what_was_interrupted_goes_on_and_one_table_has_all(recipes, capsys, mon
     for name in ("encoder.safetensors", "encoder.json", "checkpoints/last.ckpt"):
         (folder / name).unlink()                      # killed in the second epoch
     next((folder / "checkpoints").glob("epoch=1-*")).unlink()
-    capsys.readouterr()
     run(["compare", "one", "two", "--seeds", "1"])
     printed = capsys.readouterr()
     assert "run 1 of 1: two, seed 0" in printed.err
@@ -81,9 +100,8 @@ def test_what_was_interrupted_goes_on_and_one_table_has_all(recipes, capsys, mon
     assert capsys.readouterr().out.splitlines()[2].split()[0] == "two"
 
 
-def test_a_recipe_that_fails_loses_no_other_and_is_said_at_the_end(recipes, capsys, monkeypatch):
+def test_a_recipe_that_fails_loses_no_other_and_is_said_at_the_end(recipes, fit, capsys, monkeypatch):
     fit("one")
-    assert "curves as CSV       comparison/one/seed_0/version_0/metrics.csv\n" in capsys.readouterr().out
     Path("python").write_text("#!/bin/sh\nprintf 'pretraining: 0step\\rhalf      ssl-zoo: the loss is not finite\\n"
                               "(for the traceback: SSL_ZOO_DEBUG=1)\\n' >&2\nexit 1\n")
     Path("python").chmod(0o755)
@@ -98,8 +116,8 @@ def test_a_recipe_that_fails_loses_no_other_and_is_said_at_the_end(recipes, caps
     assert "two, seed 0 is not in the table: the loss" in Path("comparison/reports/version_0/comparison.md").read_text()
 
 
-def test_other_images_another_recipe_and_what_is_misspelt_are_refused_before_anything_runs(recipes, arrays, tmp_path,
-                                                                                           monkeypatch):
+def test_other_images_another_recipe_and_what_is_misspelt_are_refused_before_anything_runs(recipes, fit, arrays,
+                                                                                           tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nothing/is/run")
     with np.load(arrays) as found:
         np.savez(tmp_path / "others.npz", **dict(found) | {"train_images": found["train_images"][::-1]})
@@ -190,6 +208,16 @@ def test_ctrl_c_reaches_a_run_once_and_is_awaited(tmp_path):
     asker.join()
     assert log.read_text() == "ready\nasked\nsaved\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_that_is_ignored_here_is_ignored_by_runs_too(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)    # nohup
+    try:
+        with children.forwarding(subprocess.Popen(["true"])) as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert asked == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_one_comparison_at_a_time_works_in_a_folder_and_its_run_counts_after_its_death(tmp_path):

@@ -97,7 +97,8 @@ def forwarding(child: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
 
     before = {}
     with suppress(ValueError):      # in another thread than the first, which gets no signals
-        before = {one: signal.signal(one, ask) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        before = {one: signal.signal(one, ask) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+                  if signal.getsignal(one) != signal.SIG_IGN}      # as nohup has it, and the run inherits it
     try:
         yield asked
     finally:
