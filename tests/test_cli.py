@@ -248,7 +248,8 @@ def test_without_logger_checkpoints_and_bar_a_run_has_its_folder(recipe, capsys)
         folder = fit(recipe, *options)
         assert folder == Path(f"runs/recipe/version_{number}")
         assert {path.name for path in folder.iterdir()} == {
-            "config.yaml", "curve.json", "encoder.json", "encoder.safetensors", "neighbours.png", "provenance.json",
+            "config.yaml", "curve.json", "encoder.json", "encoder.safetensors", "encoder.safetensors.md",
+            "neighbours.png", "provenance.json",
             "report.json", "report.txt", "training_curve.png", "views.png"}
     assert "epoch 2" in capsys.readouterr().out
     assert {path.name for path in Path().iterdir()} == {"runs", "recipe.yaml"}

@@ -351,3 +351,13 @@ def test_a_wrong_command_gets_one_sentence(arguments, sentence):
 
 def test_a_number_after_a_point_is_part_of_the_name():
     assert save_encoder(NarrowResNet(4, 1), "lr0.1") == Path("lr0.1.safetensors")
+
+
+def test_the_checkpoint_of_a_compiled_encoder_is_exported():
+    content = torch.load(MIDDLE, weights_only=True)
+    content["state_dict"] = {name.replace("encoder.backbone.", "encoder.backbone._orig_mod."): value
+                             for name, value in content["state_dict"].items()}
+    torch.save(content, "compiled.ckpt")
+    run(["export", "compiled.ckpt", "--output", "encoder.pt2"])
+    images = noise(2, 3, 16, 16)
+    assert close(torch.export.load("encoder.pt2").module()(images), features(load_method(MIDDLE).evaluated, images))
