@@ -187,6 +187,12 @@ def test_finished_runs_are_found_by_seed_and_of_several_tries_the_last(tmp_path,
         arms.seeds_of(arms.found(["runs/x", "runs/y"], [])[0])
 
 
+def test_all_that_a_recipe_says_makes_it_another_recipe_but_not_how_a_run_was_started():
+    config = {"seed_everything": 3, "resume": "auto", "ckpt_path": "last", "weights_only": None,
+              "fast": {"compile": True}, "trainer": {"logger": False, "max_steps": 3, "default_root_dir": "x"}}
+    assert arms.compared(config) == {"fast.compile": True, "trainer.max_steps": 3}
+
+
 # Processes
 
 def test_ctrl_c_reaches_a_run_once_and_is_awaited(tmp_path):

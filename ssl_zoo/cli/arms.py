@@ -10,7 +10,7 @@ from ssl_zoo.cli.recipes import did_you_mean, path_of, run_name
 from ssl_zoo.files import version
 from ssl_zoo.paths import encoder_files, mapping, plain_json, plain_yaml
 
-COMPARED = ("model", "data", "trainer", "evaluation", "report", "checkpoints")   # of a configuration
+OF_A_RUN = ("config", "seed_everything", "resume", "ckpt_path", "weights_only")   # what is no part of a recipe
 
 
 class Arm(NamedTuple):
@@ -126,7 +126,8 @@ def seeds_of(arm: Arm) -> dict[int, Path]:
 def compared(config: Any) -> dict[str, Any]:
     """The settings that make two runs those of one recipe."""
     from ssl_zoo.evaluation.seeds import settings
-    return settings({name: config.get(name) for name in COMPARED}) if isinstance(config, dict) else {}
+    known = config if isinstance(config, dict) else {}
+    return settings({name: value for name, value in known.items() if name not in OF_A_RUN})
 
 
 def require_same_recipe(folder: Path, config: Any) -> None:
