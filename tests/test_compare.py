@@ -132,6 +132,10 @@ def test_other_images_another_recipe_and_what_is_misspelt_are_refused_before_any
     said = refused("one", "two", "--set", "model.temperature=0.3")
     assert f"{folder} was made by another recipe than this: they differ in model.init_args.temperature (0.2 and 0.3)" \
         in said
+    left = json.loads((folder / "provenance.json").read_text())
+    left["data"]["test"]["images"] = 23
+    (folder / "provenance.json").write_text(json.dumps(left))
+    assert f"{folder} and one today have other test images (23 and 24; " in refused("one", "two")
 
 
 @pytest.mark.parametrize(("arguments", "said"), [

@@ -81,10 +81,11 @@ def train(chosen: Sequence[Arm], options: Namespace) -> Told:
         told.configs[arm.name], data, images[arm.name] = known(arm, options)
         told.data = told.data or data
         told.places[arm.name] = {} if arm.recipe else arms.seeds_of(arm)
-    from ssl_zoo.evaluation.comparison import require_same_images
+    from ssl_zoo.evaluation.comparison import require_same_images, require_same_size
     first, *others = images.items()
     for name, other in others:
         require_same_images(first[0], first[1], name, other)
+        require_same_size(first[0], told.configs[first[0]], name, told.configs[name])
     missing = []
     for seed in range(options.seeds):
         for arm in (one for one in chosen if one.recipe):
@@ -94,6 +95,8 @@ def train(chosen: Sequence[Arm], options: Namespace) -> Told:
                     arms.require_same_recipe(folder, told.configs[arm.name])
             if there := arms.finished(place):
                 told.places[arm.name][seed] = there[-1]
+                require_same_images(str(there[-1]), arms.origin(there[-1]).get("data"), f"{arm.name} today",
+                                    images[arm.name])
             else:
                 missing.append((arm, seed, place))
     for number, (arm, seed, place) in enumerate(missing, 1):

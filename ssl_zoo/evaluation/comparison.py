@@ -43,11 +43,7 @@ def require_comparable(runs: Sequence[Run]) -> None:
     """
     for one, other in combinations(runs, 2):
         require_same_images(one.name, one.provenance.get("data"), other.name, other.provenance.get("data"))
-        first, second = (mapping(mapping(run.config, "data"), "init_args").get("evaluation_size")
-                         for run in (one, other))
-        if first != second:
-            raise ValueError(f"{one.name} is evaluated on images of {first} pixels, and {other.name} of {second}: "
-                             f"give both one size, with --set data.evaluation_size={first}")
+        require_same_size(one.name, one.config, other.name, other.config)
         first, second = (mapping(run.provenance, "ssl_zoo").get("version") for run in (one, other))
         if first and second and first != second:
             raise ValueError(f"{one.name} was trained by ssl_zoo {first}, and {other.name} by {second}, between which "
@@ -67,6 +63,14 @@ def require_same_images(one: str, first: Any, other: str, second: Any) -> None:
         raise ValueError(f"{one} and {other} have other {which} images ({apart}; {where[0]} and {where[1]}), and "
                          "accuracies on other images are not put side by side: give both the same, as in --set "
                          "data.root=my_images, or measure their encoders on named images with ssl-zoo evaluate --data")
+
+
+def require_same_size(one: str, first: Any, other: str, second: Any) -> None:
+    """Refuse two configurations that evaluate on images of different sizes."""
+    sizes = [mapping(mapping(config, "data"), "init_args").get("evaluation_size") for config in (first, second)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"{one} is evaluated on images of {sizes[0]} pixels, and {other} of {sizes[1]}: give both one "
+                         f"size, with --set data.evaluation_size={sizes[0] or sizes[1]}")
 
 
 def remarks(runs: Sequence[Run]) -> list[str]:
