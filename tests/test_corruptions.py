@@ -131,6 +131,12 @@ def test_gaussian_noise_has_the_deviation_of_its_severity(severity):
     assert abs(noise.mean()) < 4 * c / math.sqrt(noise.numel())
 
 
+def test_all_severities_have_the_same_random_numbers():
+    images = torch.full((2, 3, 16, 16), 128, dtype=torch.uint8)
+    weak, strong = (corrupt(images, "gaussian_noise", severity).float() - 128 for severity in (1, 2))
+    assert (strong * 0.08 / 0.12 - weak).abs().max() < 1                   # of rounding to bytes
+
+
 @pytest.mark.parametrize("photons", [60, 3])
 def test_shot_noise_has_the_images_mean_and_variance_by_its_photons(photons):
     found = shot_noise(gray(0.4), draws(), photons)

@@ -162,6 +162,15 @@ def test_the_report_has_the_picture_and_the_protocols_words(measured):
     assert "- `finetune/`: all weights and a linear layer" in (folder / "report.md").read_text()
 
 
+def test_the_encoder_and_the_one_from_scratch_learn_from_the_same_images_for_the_same_steps():
+    found, _ = subsets(labelled([200, 200]), "finetune")
+    planned = room.jobs(encoder(), encoder(4), found, "finetune", 30)
+    assert [job.name for job in planned[:2]] == ["finetune/1%", "finetune/1%/scratch"]
+    for own, scratch in zip(planned[::2], planned[1::2], strict=True):
+        assert torch.equal(own.places, scratch.places)
+        assert (own.epochs, own.recipe, scratch.recipe) == (scratch.epochs, PRETRAINED, SCRATCH)
+
+
 def test_a_second_encoder_of_the_class_does_not_train_from_scratch_again(data, monkeypatch):
     def evaluated(recipe, encoder, train, test, classes, size, epochs):
         names.append(recipe.name)

@@ -124,6 +124,17 @@ def test_a_set_whose_evaluation_fails_does_not_lose_those_before_and_after_it(he
     assert "torn was not measured: out of memory" in printed(found)
 
 
+def test_masks_are_measured_once_with_the_first_data_set(here, monkeypatch):
+    sets, given = {name: ArrayImages("colours.npz") for name in ("first", "last")}, []
+    for data in sets.values():
+        data.setup("fit")
+    real = suite.evaluate
+    monkeypatch.setattr(suite, "evaluate", lambda *rest, dense, **options: (
+        given.append(dense), real(*rest, **options))[1])
+    transfer({"it": encoder()}, sets, here / "out", protocols=["nearest_class_mean"], dense=here / "voc")
+    assert given == [here / "voc", None]
+
+
 def test_a_misspelt_class_is_refused_before_anything_is_measured(here):
     with pytest.raises(SystemExit) as error:
         run(["evaluate", "one.safetensors", *on("colours.npz"), "--data", "ImageFolders", "--data.root", "plain"])

@@ -150,7 +150,8 @@ def measure(options: Namespace, sets: Sequence[Sequence[str]], recorded: dict[st
         if several:
             measured: Any = transfer.transfer(on_device, ready, folder, failed=failed, everything=everything, **given)
         else:
-            measured = suite.evaluate(on_device, *ready.values(), folder, **given)
+            data, = ready.values()
+            measured = suite.evaluate(on_device, data, folder, **given)
     except BaseException:
         with suppress(OSError):   # unless there is something in it
             os.removedirs(folder)

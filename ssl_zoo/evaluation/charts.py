@@ -253,7 +253,8 @@ def learning_curves(cells: Sequence[FewLabels], title: str) -> Figure:
         len({cell.labels for cell in cells if cell.percent == kind}) + 1 for kind in kinds])[0]
     for axes, kind in zip(panels, kinds, strict=True):
         draw_curves(axes, [cell for cell in cells if cell.percent == kind], looks)
-    panels[0].set_ylabel("accuracy, %; bars: deviation over the draws")
+    drawn = any(cell.score.of == "draw" for cell in cells)
+    panels[0].set_ylabel("accuracy, %" + "; bars: deviation over the draws" * drawn)
     figure.legend(panels[0].containers, names, loc="outside lower center", ncols=wide, handlelength=4, frameon=False)
     return figure
 

@@ -100,15 +100,17 @@ def scores(name: str, clean: Tensor, right: Mapping[str, Tensor], families: Mapp
 def chart(accuracies: Mapping[str, Sequence[float]], families: Mapping[str, str], title: str) -> Figure:
     """A panel for each family, a curve for each kind over the severities, of which 0 is clean."""
     names = list(dict.fromkeys(families.values()))
-    figure = blank(2.6 * len(names), 3.6, title)
+    figure = blank(2.6 * len(names), 4.4, title)
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for axes, family in zip(panels, names, strict=True):
-        for i, kind in enumerate(kind for kind in accuracies if families[kind] == family):
+        kinds = [kind for kind in accuracies if families[kind] == family]
+        for i, kind in enumerate(kinds):
             axes.plot([100 * value for value in accuracies[kind]], color=COLOURS[i], marker=MARKERS[i],
                       linestyle=LINES[i], markersize=4, label=kind)
         axes.set_title(family, fontsize=10)
         axes.set_xlabel("severity (0: clean)")
+        axes.set_xticks(range(len(accuracies[kinds[0]])))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
     panels[0].set_ylabel("accuracy, %")
     return figure

@@ -52,8 +52,8 @@ def verdict(found: Mapping[str, Samples], baseline: Mapping[str, Samples], again
 def accuracy(found: Mapping[str, Samples], baseline: Mapping[str, Samples], against: str, learnt: bool) -> Verdict:
     name = judge(found)
     if name is None:
-        return Verdict("unknown", "no accuracy was measured, without which features that have not collapsed may still "
-                                  "tell nothing apart")
+        return Verdict("unknown", "no accuracy was measured that decides, such as knn_dino, without which features "
+                                  "that have not collapsed may still tell nothing apart")
     if name not in baseline:
         return Verdict("unknown", f"{name} {shown(found[name])}, and there is no {against} to compare it with")
     apart = compare(found[name], baseline[name])
