@@ -10,14 +10,15 @@ take turns; the ratio is that of the medians.
 
 import argparse
 import json
+import multiprocessing
 import statistics
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightly.loss import NTXentLoss
@@ -91,11 +92,10 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def one(name: str, rows: int) -> None:
-    """Print the seconds and bytes of one loss, as JSON."""
+def one(loss: Loss, rows: int, answer: Any) -> None:
+    """Send the seconds and bytes of one loss."""
     torch.set_num_threads(1)
     z1, z2 = torch.randn(2, rows // 2, WIDTH, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    loss = (LOSSES | WITH_QUEUE)[name]
     loss(z1[:64], z2[:64]).backward()                   # what a first call leaves behind is not the loss's
     before, most, running, seconds = resident(), 0, True, []
 
@@ -113,18 +113,26 @@ def one(name: str, rows: int) -> None:
         seconds.append(time.process_time() - start)
     running = False
     watcher.join()
-    print(json.dumps([min(seconds), most - before]))
+    answer.send((min(seconds), most - before))
+
+
+def in_a_process(loss: Loss, rows: int) -> tuple[float, int]:
+    """What `one` finds in a fork of this process, which has done nothing but import."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=one, args=(loss, rows, theirs))
+    process.start()
+    found: tuple[float, int] = ours.recv()
+    process.join()
+    return found
 
 
 def measure(losses: dict[str, Loss], rows: int, turns: int) -> dict[str, dict[str, float]]:
     """By loss; the first is that which the others are compared with."""
-    found: dict[str, list[list[float]]] = {name: [] for name in losses}
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in losses}
     for _ in range(turns):
-        for name in losses:
-            said = subprocess.run([sys.executable, __file__, str(rows), "--one", name], check=True,
-                                  capture_output=True, text=True).stdout
-            found[name].append(json.loads(said))
-            print(rows, name, found[name][-1], file=sys.stderr)
+        for name, loss in losses.items():
+            found[name].append(in_a_process(loss, rows))
+            print(rows, name, found[name][-1], file=sys.stderr, flush=True)
     seconds, memory = ({name: statistics.median(turn[i] for turn in turns) for name, turns in found.items()}
                        for i in (0, 1))
     peer = next(iter(losses))
@@ -137,11 +145,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", type=int)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--one", choices=LOSSES | WITH_QUEUE)
     options = parser.parse_args()
-    if options.one:
-        one(options.one, *options.rows)
-    elif options.rows:
+    if options.rows:
         print(json.dumps({rows: measure(LOSSES, rows, options.turns) for rows in options.rows}, indent=2))
     else:
         found = {"256 queries, a queue of 65,536": measure(WITH_QUEUE, 512, options.turns)}

@@ -36,12 +36,12 @@ class Products(NamedTuple):
         """These rows alone."""
         return Products(self.rows[block], self.keys, self.left_out[block])
 
-    def logits(self, temperature: float) -> Tensor:
-        """Logits with the matrix's log-sum-exp over each row: all [R, K] where they are few, otherwise one [R, 1]."""
+    def log_sums(self, temperature: float) -> Tensor:
+        """The logarithm of the sum of exp(product / temperature) over each row, [R]."""
         if self.few:
-            return self.matrix() / temperature
+            return (self.matrix() / temperature).logsumexp(1)
         others = None if self.keys is self.rows else self.keys     # torch.compile takes no tensor twice
-        return LogSumExp.apply(self.rows, others, self.left_out, temperature)[:, None]
+        return LogSumExp.apply(self.rows, others, self.left_out, temperature)
 
 
 class LogSumExp(torch.autograd.Function):

@@ -182,10 +182,11 @@ def contrast(positive: Tensor, negative: Tensor | Products, temperature: float, 
     """
     weight = pair_weights(positive, sigma) if kind == "weighted_decoupled" else 1.0
     positive = positive / temperature
-    rivals = negative.logits(temperature) if isinstance(negative, Products) else negative / temperature
-    if kind == "info_nce":
-        rivals = torch.cat([positive[:, None], rivals], 1)
-    return reduced(rivals.logsumexp(1) - weight * positive, reduction)
+    rivals = (negative.log_sums(temperature) if isinstance(negative, Products) else
+              (negative / temperature).logsumexp(1))
+    if kind == "info_nce":           # the positive as one more column would be a copy of the whole matrix
+        return reduced(F.softplus(rivals - positive, threshold=50), reduction)
+    return reduced(rivals - weight * positive, reduction)
 
 
 def reduced(terms: Tensor, reduction: Reduction) -> Tensor:

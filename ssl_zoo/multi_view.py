@@ -30,7 +30,7 @@ def against_others(z: Tensor, every: Tensor, temperature: float) -> Tensor:
     own = torch.arange(batch, device=z.device)[:, None] + batch * distributed.rank()
     own = own + images * torch.arange(others, device=z.device)                           # [B, W]
     products = Products(rows, rows if every is z else every.flatten(0, 1), own.repeat(views, 1))
-    return products.logits(temperature).logsumexp(1).view(views, batch)
+    return products.log_sums(temperature).view(views, batch)
 
 
 def everyone(z: Tensor) -> Tensor:
