@@ -1,7 +1,8 @@
 """How much time and memory do losses over large batches take? Against lightly's NT-Xent, on one thread.
 
 Forward and backward of projections of width 128. Each loss has a process of its own, which reports the process time of
-its fastest of three passes and how far its resident pages rose above what was there before the first one. Processes
+its faster of two passes and how far its resident pages rose above what was there before the first one. Memory
+that is freed goes back to the system, which glibc would else keep for later, as a training run's may. Processes
 take turns; the ratio is that of the medians.
 
     python benchmarks/losses.py                 8,192 rows, and a queue; about 5 minutes and 2 GiB
@@ -9,6 +10,7 @@ take turns; the ratio is that of the medians.
 """
 
 import argparse
+import ctypes
 import json
 import multiprocessing
 import statistics
@@ -33,6 +35,7 @@ from ssl_zoo.mixing import draw_mixture, hardest_keys, mixed_negatives, mixed_si
 from ssl_zoo.multi_view import mv_dhel, mv_info_nce
 
 WIDTH, TEMPERATURE, HEADS, QUEUE, ROWS = 128, 0.1, 3, 65536, (8192,)
+M_MMAP_THRESHOLD = -3   # of glibc: raised by itself, it keeps blocks that a loss has freed
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -95,6 +98,7 @@ def resident() -> int:
 def one(loss: Loss, rows: int, answer: Any) -> None:
     """Send the seconds and bytes of one loss."""
     torch.set_num_threads(1)
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 ** 20)
     z1, z2 = torch.randn(2, rows // 2, WIDTH, generator=torch.Generator().manual_seed(0)).requires_grad_()
     loss(z1[:64], z2[:64]).backward()                   # what a first call leaves behind is not the loss's
     before, most, running, seconds = resident(), 0, True, []
@@ -107,7 +111,7 @@ def one(loss: Loss, rows: int, answer: Any) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    for _ in range(3):
+    for _ in range(2):
         start = time.process_time()
         loss(z1, z2).backward()
         seconds.append(time.process_time() - start)

@@ -27,8 +27,8 @@ CALLS = ("forward", "maps", "stage_maps")     # by which a method encodes images
 class GradientCache(pl.Callback):
     """Encode a training batch a few images at a time, so that the encoder's memory does not limit the batch.
 
-    The loss and its gradients are those of the plain step, for about 4/3 of its time. BatchNorm in an encoder takes its
-    statistics from each few images, as it does on several devices; heads see the whole batch.
+    The loss and its gradients are those of the plain step, for one more forward pass of the encoder. BatchNorm in it
+    takes its statistics from each few images, as it does on several devices; heads see the whole batch.
 
     Args:
         images: the number of views that an encoder takes at a time, at least 2; null takes the whole batch. The batch
