@@ -7,6 +7,7 @@ made before, and are not counted.
     python benchmarks/gradient_cache.py      about 2 minutes of one core, 2 GiB
 """
 
+import ctypes
 import multiprocessing
 import threading
 import time
@@ -25,6 +26,7 @@ from ssl_zoo.methods import SimCLR
 from ssl_zoo.schedules import WarmupCosine
 from ssl_zoo.views import Augmentation, View, ViewSpec
 
+M_MMAP_THRESHOLD = -3   # of glibc: raised by itself, it keeps memory that a step has freed
 BATCHES, PLAIN, IMAGES, SIDE = (256, 1024, 4096), (256, 1024), 128, 32
 
 
@@ -56,6 +58,7 @@ def step(method: SimCLR, batch: Batch, images: int | None) -> None:
 def one(images: int, at_once: int | None, answer: Any) -> None:
     """Send the seconds of a step and the bytes that it takes."""
     torch.set_num_threads(1)
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 ** 20)
     method = built()
     step(method, batch_of(8), None)                # what a first call leaves behind is not the step's
     batch, seconds = batch_of(images), []
