@@ -23,6 +23,7 @@ PROTOCOLS = ("knn_instdisc", "linear_cached")
 METHODS = r"\| (?:method|take) \|.* \| kNN \|"              # heads of tables
 RACE = r"\| track \| entry \|.* \| seconds \|.*\|"
 PEERS = r"\| views \| pipeline \|.*\|"
+LOADED = r"\| images \| from \|.*\|"
 SURVIVED = r"\| what happened \| survived \| steps done twice: mean, most \|"
 
 
@@ -105,6 +106,7 @@ def page(text: str) -> str:
     found = gains()
     text = with_rows(text, METHODS, lambda rows: [f"{row.rpartition(' | ')[0]} | {gain(row, found)} |" for row in rows])
     text = with_rows(text, SURVIVED, lambda rows: survived(figures("survive")["trials"]))
+    text = with_rows(text, LOADED, lambda rows: loaded(figures("decoding")["loaders"]))
     text = with_rows(text, RACE, lambda rows: race(figures("speedrun")))
     text = with_rows(text, PEERS, lambda rows: (RESULTS / "peers.md").read_text().splitlines()[4:])
     return re.sub(r"(?s)(?<=\n## Rules\n\n).*?(?=\n## )", lambda _: rules(), text)
@@ -135,6 +137,12 @@ def survived(trials: Sequence[dict[str, Any]]) -> list[str]:
         rows.append(f"| {kind} | {sum(not trial['wrong'] for trial in of_kind)} of {len(of_kind)} | {mean(lost):.1f}, "
                     f"{max(lost)} |")
     return rows
+
+
+def loaded(found: dict[str, Any]) -> list[str]:
+    """A row for each way to read images of each size."""
+    return [f"| {size} | {name} | {one['images_per_core_second']:,.0f} | {one['times lightly']:.1f} |"
+            for size, ways in found.items() for name, one in ways.items()]
 
 
 def race(found: dict[str, Any]) -> list[str]:
