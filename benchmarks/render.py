@@ -23,6 +23,7 @@ PROTOCOLS = ("knn_instdisc", "linear_cached")
 METHODS = r"\| (?:method|take) \|.* \| kNN \|"              # heads of tables
 RACE = r"\| track \| entry \|.* \| seconds \|.*\|"
 PEERS = r"\| views \| pipeline \|.*\|"
+FAST = r"\| setting \| NarrowResNet \| ResNet-18 \|"
 LOADED = r"\| images \| from \|.*\|"
 SURVIVED = r"\| what happened \| survived \| steps done twice: mean, most \|"
 
@@ -106,6 +107,7 @@ def page(text: str) -> str:
     found = gains()
     text = with_rows(text, METHODS, lambda rows: [f"{row.rpartition(' | ')[0]} | {gain(row, found)} |" for row in rows])
     text = with_rows(text, SURVIVED, lambda rows: survived(figures("survive")["trials"]))
+    text = with_rows(text, FAST, lambda rows: faster(figures("fast")))
     text = with_rows(text, LOADED, lambda rows: loaded(figures("decoding")["loaders"]))
     text = with_rows(text, RACE, lambda rows: race(figures("speedrun")))
     text = with_rows(text, PEERS, lambda rows: (RESULTS / "peers.md").read_text().splitlines()[4:])
@@ -137,6 +139,14 @@ def survived(trials: Sequence[dict[str, Any]]) -> list[str]:
         rows.append(f"| {kind} | {sum(not trial['wrong'] for trial in of_kind)} of {len(of_kind)} | {mean(lost):.1f}, "
                     f"{max(lost)} |")
     return rows
+
+
+def faster(found: dict[str, Any]) -> list[str]:
+    """A row for each setting of a step: how many times as fast as float32's, for each size."""
+    settings = dict.fromkeys(name for size in found.values() for name in size)
+    return ["| " + " | ".join([name, *(f"{size[name]['times float32']:.2f}" if name in size else "-"
+                                          for size in found.values())]) + " |"
+            for name in settings]
 
 
 def loaded(found: dict[str, Any]) -> list[str]:
