@@ -43,20 +43,21 @@ def against_epochs(runs: Sequence[Run], scores: Mapping[str, bool]) -> Figure:
     """A panel for each score, in percent where it says so: every run a thin line, and the mean of its recipe's seeds a
     thick one."""
     return draw(runs, [(EPOCHS, score, percent) for score, percent in scores.items()],
-                "What each evaluation found: thin lines are seeds, thick ones their mean")
+                "What each evaluation found")
 
 
 def against_seconds(runs: Sequence[Run], score: str, *, percent: bool) -> Figure:
     """The same for one score against the time that training took, by the clock and by the processor."""
     return draw(runs, [(WALL, score, percent), (PROCESSOR, score, percent)],
-                "What training has bought for its time: thin lines are seeds, thick ones their mean")
+                "What training has bought for its time")
 
 
 def draw(runs: Sequence[Run], panels: Sequence[tuple[Axis, str, bool]], title: str) -> Figure:
     names = arms(runs)
     columns = min(len(panels), 2)
     lines = -(-len(panels) // columns)
-    figure = blank(1 + 4.6 * columns, 0.7 + 3.4 * lines + 0.22 * -(-len(names) // 2), title)
+    figure = blank(1 + 4.6 * columns, 0.9 + 3.4 * lines + 0.22 * -(-len(names) // 2),
+                   f"{title}\nthin lines are seeds, thick ones their mean")
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes, (axis, score, percent) in zip(grid, panels, strict=False):
         for number, name in enumerate(names):
