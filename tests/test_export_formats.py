@@ -361,3 +361,13 @@ def test_the_checkpoint_of_a_compiled_encoder_is_exported():
     run(["export", "compiled.ckpt", "--output", "encoder.pt2"])
     images = noise(2, 3, 16, 16)
     assert close(torch.export.load("encoder.pt2").module()(images), features(load_method(MIDDLE).evaluated, images))
+
+
+def test_padding_as_tensorflows_is_exported_for_one_size_in_seconds():
+    layers = pytest.importorskip("timm.layers", reason="timm is not installed: pip install ssl_zoo[timm]")
+    encoder = NarrowResNet(4, 1)
+    encoder.backbone.conv1 = layers.Conv2dSame(3, 4, 3, stride=2, bias=False)
+    path = save_encoder(encoder, "encoder.pt2", size=16)
+    assert "- sizes that the file takes: 16 x 16 alone" in card(path)
+    images = noise(3, 3, 16, 16)
+    assert close(torch.export.load(path).module()(images), features(encoder, images))

@@ -88,7 +88,9 @@ def traced(encoder: Encoder, size: int, free: bool) -> "ExportedProgram":
 
 
 def takes(encoder: Encoder, size: int) -> bool:
-    """Whether the encoder also reads images of this size; some have one size only."""
+    """Whether the encoder also reads images of this size, and can be traced for all; some have one size only."""
+    if any(type(module).__name__.endswith("Same") for module in encoder.modules()):
+        return False   # timm's padding as TensorFlow's is arithmetic on the size, and the tracer spends minutes on it
     try:
         check_size(encoder, size)
     except ValueError:
