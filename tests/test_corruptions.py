@@ -10,6 +10,7 @@ import torch
 
 from ssl_zoo.data import ArrayImages
 from ssl_zoo.encoders import NarrowResNet
+from ssl_zoo.evaluation import corruptions as room
 from ssl_zoo.evaluation import robustness, suite
 from ssl_zoo.evaluation.corruptions import (
     KINDS,
@@ -299,7 +300,7 @@ def test_the_kinds_that_images_of_other_channels_do_not_have_are_said():
     assert all(robustness.takes(kind, channels) for kind in KINDS.values() for channels in (1, 3))
 
 
-def test_each_image_counts_once_whatever_the_order_of_the_batches(arrays):
+def test_each_image_counts_once_whatever_the_order_of_the_batches(arrays, monkeypatch):
     class Colour(NarrowResNet):
         def forward(self, images):
             return self.normalize(images).mean((2, 3))
@@ -307,8 +308,10 @@ def test_each_image_counts_once_whatever_the_order_of_the_batches(arrays):
     encoder, images = Colour(4, 2), ArrayImages(str(arrays))
     encoder.dim = 3
     images.setup("fit")
-    loader = images.val_dataloader()[1]
-    batches = [(*batch[:2], batch[2]) for batch in loader]
+    images.test.labels[:5] = (images.test.labels[:5] + 1) % 3              # or all would be right, in any order
+    batches, seeds = [batch[:3] for batch in images.val_dataloader()[1]], []
+    monkeypatch.setattr(room, "corrupt", lambda *rest, seed, real=corrupt: (
+        seeds.append(seed), real(*rest, seed=seed))[1])
     train, test = (robustness.Features(encoder(part.images).detach(), part.labels, torch.arange(len(part.labels)))
                    for part in (images.train, images.test))
     halves = [tuple(column[rows] for column in batches[0]) for rows in (slice(12, 24), slice(0, 12))]
@@ -316,6 +319,9 @@ def test_each_image_counts_once_whatever_the_order_of_the_batches(arrays):
              for some in (batches, halves)]
     for name in ("corruptions/clean", "corruptions/digital/contrast", "corruptions/digital/jpeg_compression"):
         assert torch.equal(found[0][name].units, found[1][name].units), name
+    assert found[0]["corruptions/clean"].units[:5].sum() == 0
+    assert set(seeds[:70]) == {0}
+    assert set(seeds[70:]) == {0, 12}                                      # every batch has random numbers of its own
 
 
 def test_a_run_cannot_corrupt_and_says_how_it_is_done():
