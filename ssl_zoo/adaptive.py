@@ -153,13 +153,12 @@ class PairSums(torch.autograd.Function):
         return sums, omegas
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, grad_omega: Tensor) -> tuple[Tensor | None, ...]:   # type: ignore[override]
-        *pairs, sums = ctx.saved_tensors
-        rows, codes, keys, code_keys, _ = pairs
+    def backward(ctx: Any, grad: Tensor, grad_omega: Tensor) -> tuple[Tensor | None, ...]:
+        rows, codes, keys, code_keys, left_out, sums = ctx.saved_tensors
         sums = sums.masked_fill(sums.isneginf(), 0.0)                 # of a row without columns: its softmax is 0
         slopes = [torch.zeros_like(rows), torch.zeros_like(codes)]
         of_keys = slopes if keys is None else [torch.zeros_like(keys), torch.zeros_like(code_keys)]
-        for block, cosines, share, out in pair_blocks(*pairs, ctx.of):
+        for block, cosines, share, out in pair_blocks(rows, codes, keys, code_keys, left_out, ctx.of):
             start = block.start if keys is None else 0
             inverse = (share * (ctx.of.ceiling - ctx.of.floor)).add_(ctx.of.floor).reciprocal_()
             logits = (cosines * inverse).scatter_(1, out, float("-inf"))
