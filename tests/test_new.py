@@ -49,6 +49,7 @@ def test_the_written_test_holds_and_would_fail_for_another_loss(empty, monkeypat
     ("", "'' is not a name that Python takes for a class, such as Align"),
     ("class", "class is a word of Python's own: take another name, such as Align"),
     ("True", "True is a word of Python's own"),
+    ("Lambda", "lambda.py cannot be imported, for lambda is a word of Python's own: take another name"),
     ("Method", "Method is a word that the file itself needs"),
     ("align", "a class is written with a capital letter: Align instead of align"),
     ("_x_y", "a class is written with a capital letter: XY instead of _x_y"),

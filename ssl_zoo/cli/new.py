@@ -98,7 +98,7 @@ def require_class_name(name: str) -> None:
         whose = "of Python's own" if keyword.iskeyword(name) else "that the file itself needs"
         raise ValueError(f"{name} is a word {whose}: take another name, such as Align")
     known = {found.lower(): found for path in sorted((PACKAGE / "methods").glob("*.py"))
-             for found in re.findall(r"(?m)^class (\w+)", path.read_text())}
+             for found in re.findall(r"(?m)^class (\w+)\(Method\)", path.read_text())}
     if taken := known.get(name.lower()):
         raise ValueError(f"ssl_zoo has a {taken} already: take another name, or train it with ssl-zoo fit --model "
                          f"{taken}")
@@ -112,6 +112,8 @@ def require_free(file: str, files: Sequence[Path]) -> None:
     if there := [path for path in files if path.exists() or path.is_symlink()]:
         raise FileExistsError(f"{there[0]} is there already, and nothing is replaced: take another name, or another "
                               "folder")
+    if keyword.iskeyword(file):
+        raise ValueError(f"{file}.py cannot be imported, for {file} is a word of Python's own: take another name")
     for module in (file, f"test_{file}"):
         if module in sys.builtin_module_names or importlib.util.find_spec(module) is not None:
             raise ValueError(f"{module}.py would hide the module {module}, which is there already: take another name")
