@@ -16,8 +16,9 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# not --quiet, which drops the warnings before --strict counts them
 docs: .venv/ready
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # uv installs in a sixth of pip's time; where it cannot be had, or does not know the index that pip was told of, pip does
 .venv/ready: pyproject.toml constraints.txt

@@ -73,6 +73,7 @@ def generated() -> dict[str, str]:
     """Every page that no file of docs/ holds."""
     pages = {own: (ROOT / name).read_text() for name, own in AT_TOP.items()}
     home = (ROOT / "README.md").read_text().replace("](docs/", "](")
+    home = re.sub(r"\[([^]]+)\]\(notebooks[^)]*\)", r"\1", home)      # which stand in the repository alone
     for name, own in AT_TOP.items():
         home = home.replace(f"]({name})", f"]({own})")
     return pages | {"index.md": home} | {f"methods/{file}.md": method_page(file) for file in method_files()}

@@ -65,3 +65,11 @@ def test_pages_that_the_navigation_leaves_out_come_last():
 def test_names_in_the_table_of_methods_lead_to_their_pages():
     assert pages.with_links("| `DCL`, `DCLW` | `MoCo` |\n") == \
         "| [`DCL`](methods/dcl.md), [`DCLW`](methods/dcl.md) | `MoCo` |\n"
+
+
+def test_warnings_end_the_build():
+    """With --quiet mkdocs drops them before --strict counts them."""
+    line = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "mkdocs build" in line)
+    assert "--strict" in line
+    assert "quiet" not in line
+    assert "make docs" in (ROOT / ".ci/run").read_text().splitlines()
