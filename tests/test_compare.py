@@ -16,7 +16,9 @@ import pytest
 import yaml
 
 from ssl_zoo.cli import arms, children, run
+from ssl_zoo.cli.fit import Cli
 from ssl_zoo.evaluation import curve, records
+from ssl_zoo.stopping import SafeStop
 from tests.conftest import small_run
 
 FIT = ["--trainer.logger=CSVLogger", "--seed_everything=0", "--trainer.logger.name=seed_0"]
@@ -195,6 +197,12 @@ def test_all_that_a_recipe_says_makes_it_another_recipe_but_not_how_a_run_was_st
     config = {"seed_everything": 3, "resume": "auto", "ckpt_path": "last", "weights_only": None,
               "fast": {"compile": True}, "trainer": {"logger": False, "max_steps": 3, "default_root_dir": "x"}}
     assert arms.compared(config) == {"fast.compile": True, "trainer.max_steps": 3}
+
+
+def test_a_run_that_is_stopped_has_counted_the_images_of_its_last_batch(recipes):
+    cli = Cli(["--config", "one.yaml"], run=False)
+    order = [type(callback) for callback in cli.trainer.callbacks]
+    assert order.index(curve.Curve) < order.index(SafeStop)      # which saves at the batch's end
 
 
 # Processes

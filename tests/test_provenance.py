@@ -126,10 +126,11 @@ def test_images_have_one_fingerprint_wherever_they_lie_and_another_one_when_they
     shutil.copytree(tmp_path / "one", moved := tmp_path / "elsewhere" / "two")
     assert part([name.replace(str(tmp_path / "one"), str(moved)) for name in names]) == first
     others = [part(photographs(tmp_path / "three", "cat/1.jpg", "car/3.jpg")),
+              part(photographs(tmp_path / "six", "cat/1.jpg", "cat/2.jpg")),
               part(photographs(tmp_path / "four", "cat/1.jpg", "car/2.jpg", size=11)),
               part(photographs(tmp_path / "five", "cat/1.jpg", "car/2.jpg", "car/3.jpg"), (0, 1, 1)),
               part(names, (1, 0)), part(names[::-1])]
-    assert len({one["fingerprint"] for one in [first, *others]}) == 6
+    assert len({one["fingerprint"] for one in [first, *others]}) == 7
     pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     found = provenance.of_part(Resident(pixels, torch.tensor([0, 1])))
     assert found == provenance.of_part(Resident(pixels.clone(), torch.tensor([0, 1])))

@@ -93,7 +93,7 @@ class Cli(LightningCLI):
         self.stop, self.start, self.extent = stopping.SafeStop(), stopping.FailedStart(), monitor.Extent()
         self.peers = peers.Peers()
         watching = [self.peers, self.start, progress.Progress(), self.extent, monitor.Speed(), monitor.FiniteRun(),
-                    self.stop, monitor.ViewsPicture(), Curve(), saving.LastCheckpoint(), LearningRateMonitor()]
+                    Curve(), self.stop, monitor.ViewsPicture(), saving.LastCheckpoint(), LearningRateMonitor()]
         super().__init__(
             Method, pl.LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
             parser_class=Parser, auto_configure_optimizers=False, run=run, args=arguments,
