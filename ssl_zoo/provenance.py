@@ -31,7 +31,8 @@ NAME = "provenance.json"   # in a run's folder
 # those on which a number may depend, where they are installed
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "kornia", "lightly", "torchmetrics", "tensorboard",
             "matplotlib", "jsonargparse", "safetensors", "numpy", "scipy", "pillow", "tifffile", "imagecodecs", "tqdm",
-            "pyyaml", "timm", "mlxtend", "scikit-learn", "scikit-image", "webdataset", "datasets")
+            "pyyaml", "timm", "mlxtend", "scikit-learn", "scikit-image", "webdataset", "datasets",
+            "onnx", "onnxruntime", "onnxscript")
 LOOKED_AT = 1000   # files whose sizes count; a network's disk may take a millisecond for each
 PATIENCE = 10      # seconds that git has
 
