@@ -61,7 +61,7 @@ MUTANTS = [
     Mutant("losses.py", "Products(rows, keys, itself_and_partner)", "Products(rows, keys, itself_and_partner[:, :1])",
            "test_losses.py::test_dcl_of_the_toy_tensors_is_the_references_number",
            "DCL keeps the positive in the denominator"),
-    Mutant("losses.py", "Products) else negative / temperature\n", "Products) else negative\n",
+    Mutant("losses.py", "(negative / temperature).logsumexp(1)", "negative.logsumexp(1)",
            "test_losses.py::test_contrast_is_the_papers_sum", "no temperature divides the negatives"),
     Mutant("losses.py", "- weight * positive", "+ weight * positive",
            "test_losses.py::test_info_nce_of_a_perfect_query_against_an_orthogonal_queue_has_its_closed_form",
