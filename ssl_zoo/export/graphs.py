@@ -20,6 +20,8 @@ if TYPE_CHECKING:   # torch.export takes a second to import, which whoever only 
 
 AXES = {0: "batch", 2: "height", 3: "width"}
 LARGEST = 2 ** 31 - 2 ** 20   # bytes of weights in one ONNX file, whose format counts in 31 bits
+# timm's padding as TensorFlow's, and shifted windows: arithmetic on the size, on which the tracer spends minutes
+SLOW = "Same$|Swin|ShiftedWindow"
 PT2 = Usage("import torch", "encoder = torch.export.load(FILE).module()", TORCH)
 ONNX = Usage("import onnxruntime", "session = onnxruntime.InferenceSession(FILE)",
              'features, = session.run(None, {"images": images})', numpy=True)
@@ -89,8 +91,8 @@ def traced(encoder: Encoder, size: int, free: bool) -> "ExportedProgram":
 
 def takes(encoder: Encoder, size: int) -> bool:
     """Whether the encoder also reads images of this size, and can be traced for all; some have one size only."""
-    if any(type(module).__name__.endswith("Same") for module in encoder.modules()):
-        return False   # timm's padding as TensorFlow's is arithmetic on the size, and the tracer spends minutes on it
+    if any(re.search(SLOW, type(module).__name__) for module in encoder.modules()):
+        return False
     try:
         check_size(encoder, size)
     except ValueError:
