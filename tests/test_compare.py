@@ -207,6 +207,15 @@ def test_a_run_that_is_stopped_has_counted_the_images_of_its_last_batch(recipes)
 
 # Processes
 
+@pytest.fixture
+def ctrl_c_of_a_terminal():
+    """A shell lets what it starts in the background ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_of_a_terminal")
 def test_ctrl_c_reaches_a_run_once_and_is_awaited(tmp_path):
     program = ("import signal, sys, time\n"
                "signal.signal(signal.SIGINT, lambda *_: print('asked', flush=True))\n"

