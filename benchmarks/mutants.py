@@ -64,6 +64,8 @@ MUTANTS = [
     Mutant("losses.py", "(negative / temperature).logsumexp(1)", "negative.logsumexp(1)",
            "test_losses.py::test_contrast_is_the_papers_sum", "no temperature divides the negatives"),
     Mutant("losses.py", "- weight * positive", "+ weight * positive",
+           "test_losses.py::test_contrast_is_the_papers_sum", "a decoupled positive is pushed away"),
+    Mutant("losses.py", "F.softplus(rivals - positive", "F.softplus(rivals + positive",
            "test_losses.py::test_info_nce_of_a_perfect_query_against_an_orthogonal_queue_has_its_closed_form",
            "the positive is pushed away"),
     Mutant("losses.py", "return 2 - len(every)", "return 2 + len(every)",
