@@ -7,15 +7,10 @@ made before, and are not counted.
     python benchmarks/gradient_cache.py      about 2 minutes of one core, 2 GiB
 """
 
-import ctypes
-import multiprocessing
-import threading
-import time
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
+from cost import Cost, cost, in_a_process
 from record import record
 
 from ssl_zoo.distributed import Key
@@ -26,12 +21,7 @@ from ssl_zoo.methods import SimCLR
 from ssl_zoo.schedules import WarmupCosine
 from ssl_zoo.views import Augmentation, View, ViewSpec
 
-M_MMAP_THRESHOLD = -3   # of glibc: raised by itself, it keeps memory that a step has freed
 BATCHES, PLAIN, IMAGES, SIDE = (256, 1024, 4096), (256, 1024), 128, 32
-
-
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def built() -> SimCLR:
@@ -55,38 +45,15 @@ def step(method: SimCLR, batch: Batch, images: int | None) -> None:
         way.widen()
 
 
-def one(images: int, at_once: int | None, answer: Any) -> None:
-    """Send the seconds of a step and the bytes that it takes."""
-    torch.set_num_threads(1)
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 ** 20)
+def one(images: int, at_once: int | None) -> Cost:
     method = built()
     step(method, batch_of(8), None)                # what a first call leaves behind is not the step's
-    batch, seconds = batch_of(images), []
-    before, most, running = resident(), 0, True
-
-    def watch() -> None:
-        nonlocal most
-        while running:
-            most = max(most, resident())
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    for _ in range(2):
-        start = time.process_time()
-        step(method, batch, at_once)
-        seconds.append(time.process_time() - start)
-    running = False
-    watcher.join()
-    answer.send((min(seconds), most - before))
+    batch = batch_of(images)
+    return cost(lambda: step(method, batch, at_once))
 
 
 def measure(images: int, at_once: int | None) -> dict[str, float]:
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=one, args=(images, at_once, theirs))
-    process.start()
-    seconds, taken = ours.recv()
-    process.join()
+    seconds, taken = in_a_process(one, images, at_once)
     print(images, at_once, seconds, taken >> 20, flush=True)
     return {"seconds": round(seconds, 3), "MiB": round(taken / 2 ** 20)}
 

@@ -10,19 +10,14 @@ take turns; the ratio is that of the medians.
 """
 
 import argparse
-import ctypes
 import json
-import multiprocessing
 import statistics
 import sys
-import threading
-import time
 from collections.abc import Callable
 from functools import cache, partial
-from pathlib import Path
-from typing import Any
 
 import torch
+from cost import Cost, cost, in_a_process
 from lightly.loss import NTXentLoss
 from record import record
 from torch import Tensor
@@ -35,7 +30,6 @@ from ssl_zoo.mixing import draw_mixture, hardest_keys, mixed_negatives, mixed_si
 from ssl_zoo.multi_view import mv_dhel, mv_info_nce
 
 WIDTH, TEMPERATURE, HEADS, QUEUE, ROWS = 128, 0.1, 3, 65536, (8192,)
-M_MMAP_THRESHOLD = -3   # of glibc: raised by itself, it keeps blocks that a loss has freed
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -91,51 +85,18 @@ WITH_QUEUE: dict[str, Loss] = {     # of 256 queries
     "MoCo": moco, "MoCHi": partial(moco, mixed=True)}
 
 
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
-def one(loss: Loss, rows: int, answer: Any) -> None:
-    """Send the seconds and bytes of one loss."""
-    torch.set_num_threads(1)
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 ** 20)
+def one(loss: Loss, rows: int) -> Cost:
     z1, z2 = torch.randn(2, rows // 2, WIDTH, generator=torch.Generator().manual_seed(0)).requires_grad_()
     loss(z1[:64], z2[:64]).backward()                   # what a first call leaves behind is not the loss's
-    before, most, running, seconds = resident(), 0, True, []
-
-    def watch() -> None:
-        nonlocal most
-        while running:
-            most = max(most, resident())
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    for _ in range(2):
-        start = time.process_time()
-        loss(z1, z2).backward()
-        seconds.append(time.process_time() - start)
-    running = False
-    watcher.join()
-    answer.send((min(seconds), most - before))
-
-
-def in_a_process(loss: Loss, rows: int) -> tuple[float, int]:
-    """What `one` finds in a fork of this process, which has done nothing but import."""
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=one, args=(loss, rows, theirs))
-    process.start()
-    found: tuple[float, int] = ours.recv()
-    process.join()
-    return found
+    return cost(lambda: loss(z1, z2).backward())
 
 
 def measure(losses: dict[str, Loss], rows: int, turns: int) -> dict[str, dict[str, float]]:
     """By loss; the first is that which the others are compared with."""
-    found: dict[str, list[tuple[float, int]]] = {name: [] for name in losses}
+    found: dict[str, list[Cost]] = {name: [] for name in losses}
     for _ in range(turns):
         for name, loss in losses.items():
-            found[name].append(in_a_process(loss, rows))
+            found[name].append(in_a_process(one, loss, rows))
             print(rows, name, found[name][-1], file=sys.stderr, flush=True)
     seconds, memory = ({name: statistics.median(turn[i] for turn in turns) for name, turns in found.items()}
                        for i in (0, 1))
