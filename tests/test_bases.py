@@ -46,6 +46,19 @@ def projections(method, batch):
     return [method.projector(method.encoder(view.images)) for view in batch.views]
 
 
+def spread_after_training(cls, **options):
+    """feature_std of a method's projections after it has learnt from one batch, sixty times."""
+    torch.manual_seed(0)
+    method = small(cls, **options)
+    optimizer = torch.optim.Adam(method.parameters(), lr=0.02)
+    batch = next(batches(method, 1))
+    for _ in range(60):
+        optimizer.zero_grad()
+        method.training_loss(batch).backward()
+        optimizer.step()
+    return feature_std(projections(method, batch)[0].detach())
+
+
 def require_equal(method, batch, written):
     """A method's loss, and its gradient for every weight, are those of a sum that is written out."""
     weights = {name: p for name, p in method.named_parameters() if p.requires_grad}
@@ -452,15 +465,7 @@ def test_wmse_without_whitening_collapses_and_the_health_measure_says_so(monkeyp
     for name in ("whitened", "as it is"):
         if name == "as it is":
             monkeypatch.setattr("ssl_zoo.methods.wmse.whitened", lambda z: z)
-        torch.manual_seed(0)
-        method = small(WMSE, projector=(16, 3), slice_size=8)
-        optimizer = torch.optim.Adam(method.parameters(), lr=0.02)
-        batch = next(batches(method, 1))
-        for _ in range(60):
-            optimizer.zero_grad()
-            method.training_loss(batch).backward()
-            optimizer.step()
-        found[name] = feature_std(projections(method, batch)[0].detach())
+        found[name] = spread_after_training(WMSE, projector=(16, 3), slice_size=8)
     assert found["as it is"] < 0.1
     assert found["whitened"] > 0.7, found
 
@@ -505,15 +510,7 @@ def test_a_batch_of_one_image_is_refused(cls):
 def test_alignment_alone_collapses_and_the_health_measure_says_so(cls):
     found = {}
     for weight in (0.5, 0.0):
-        torch.manual_seed(0)
-        method = small(cls, **WIDTHS, directions=16, gaussian_weight=weight)
-        optimizer = torch.optim.Adam(method.parameters(), lr=0.02)
-        batch = next(batches(method, 1))
-        for _ in range(60):
-            optimizer.zero_grad()
-            method.training_loss(batch).backward()
-            optimizer.step()
-        found[weight] = feature_std(projections(method, batch)[0].detach())
+        found[weight] = spread_after_training(cls, **WIDTHS, directions=16, gaussian_weight=weight)
     assert found[0.0] < 0.1
     assert found[0.5] > 0.7, found
 
