@@ -2,6 +2,7 @@
 
 import copy
 import os
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,17 @@ def process(monkeypatch):
         for name, value in (("is_initialized", True), ("get_rank", rank), ("get_world_size", processes)):
             monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
     return of
+
+
+@pytest.fixture(scope="module")
+def benchmarks():
+    """A benchmark by its name."""
+    folder = str(Path(__file__).parents[1] / "benchmarks")
+    sys.path.insert(0, folder)
+    try:
+        yield __import__
+    finally:
+        sys.path.remove(folder)
 
 
 @pytest.fixture(scope="session")

@@ -22,16 +22,6 @@ RESULTS = ROOT / "benchmarks/results"
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def benchmarks():
-    """A benchmark by its name."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        yield __import__
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-
-
 @pytest.fixture
 def on_one_thread():
     threads = torch.get_num_threads()

@@ -1,7 +1,6 @@
 """The comparison of all methods: what it runs, and how its record becomes a table and pictures."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def zoo():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import zoo
-        yield zoo
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+def zoo(benchmarks):
+    return benchmarks("zoo")
 
 
 def one(seed, *accuracies, seconds=10.0, mib=100):
