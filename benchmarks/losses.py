@@ -26,7 +26,7 @@ from ssl_zoo.adaptive import PairTemperature, adaptive_batch
 from ssl_zoo.distributed import Key
 from ssl_zoo.losses import batch_products, batch_similarities, contrast, nt_xent, queue_similarities, unit
 from ssl_zoo.methods.pixcontrast import pixel_contrast
-from ssl_zoo.mixing import draw_mixture, hardest_keys, mixed_negatives, mixed_similarities
+from ssl_zoo.mixing import draw_mixture, hard_similarities, hardest_keys
 from ssl_zoo.multi_view import mv_dhel, mv_info_nce
 
 WIDTH, TEMPERATURE, HEADS, QUEUE, ROWS = 128, 0.1, 3, 65536, (8192,)
@@ -58,8 +58,8 @@ def moco(query: Tensor, key: Tensor, mixed: bool = False) -> Tensor:
     positive, negative = queue_similarities(query, key.detach(), queue)
     if mixed:
         drawn = draw_mixture(Key(0, 0, 0, 0), len(query), 1024, 1024, 128, query.device)
-        made = mixed_negatives(query, queue, hardest_keys(query, queue, 1024), drawn)
-        negative = torch.cat([negative, mixed_similarities(query, made)], 1)
+        hardest = hardest_keys(query, queue, 1024)
+        negative = negative._replace(besides=hard_similarities(query, queue, hardest, drawn))
     return contrast(positive, negative, TEMPERATURE)
 
 

@@ -171,7 +171,8 @@ def main(names: list[str], views: int, seeds: int, at_once: int) -> None:
     images = str(unpack(Path(tempfile.gettempdir()), IMAGES))
     jobs = [(seed, name, views, images) for seed in range(seeds) for name in names or one_of_each()
             if seed not in [one["seed"] for one in runs.get(short(name), [])]]
-    with multiprocessing.get_context("fork").Pool(at_once, maxtasksperchild=1) as pool:     # memory that is a run's own
+    # each run has a process, so that its memory is its own; a fork could inherit a lock of a picture that is drawn
+    with multiprocessing.get_context("spawn").Pool(at_once, maxtasksperchild=1) as pool:
         for name, found in pool.imap_unordered(run, jobs, chunksize=1):
             runs[name] = sorted([*runs.get(name, []), found], key=lambda one: one["seed"])
             record("zoo", figures := asked | {"runs": dict(sorted(runs.items()))})

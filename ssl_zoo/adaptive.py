@@ -106,6 +106,7 @@ def adaptive_batch(positive: Tensor, negative: Products, positive_codes: Tensor,
 
     if form == "paper" or negative.few:
         return by_rows(rows, (negative, negative_codes), (positive, positive_codes))
+    assert negative.left_out is not None                                       # each row has itself and its positive
     symmetric = negative.keys is negative.rows                                 # torch.compile takes no tensor twice
     keys = (None, None) if symmetric else (negative.keys, negative_codes.keys)
     push, omegas = PairSums.apply(negative.rows, negative_codes.rows, *keys, negative.left_out,

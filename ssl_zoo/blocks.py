@@ -6,10 +6,12 @@ forward pass keeps one number for each row, and the backward pass makes each blo
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from math import isqrt
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 BLOCK = {"cpu": 2 ** 20, "cuda": 2 ** 24}   # products at a time: as many as caches hold; enough to fill a GPU
@@ -20,28 +22,40 @@ again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)     #
 class Products(NamedTuple):
     """A matrix of scalar products that is not made yet, in which some columns of each row are left out."""
 
-    rows: Tensor       # [R, D]
-    keys: Tensor       # [K, D]; the same object as `rows` where the matrix is symmetric
-    left_out: Tensor   # [R, n] columns: a row is not its own negative, nor is its positive
+    rows: Tensor                      # [R, D]
+    keys: Tensor                      # [K, D]; the same object as `rows` where the matrix is symmetric
+    left_out: Tensor | None = None    # [R, n] columns: a row is not its own negative, nor is its positive
+    besides: Tensor | None = None     # [R, m] products of each row with keys of its own, as columns after the others
 
     @property
     def few(self) -> bool:
         return len(self.rows) * len(self.keys) <= PLAIN
 
     def matrix(self) -> Tensor:
-        """The whole matrix [R, K], with -inf in the columns that are left out."""
-        return (self.rows @ self.keys.T).scatter(1, self.left_out, float("-inf"))
+        """The whole matrix [R, K + m], with -inf in the columns that are left out."""
+        matrix = self.rows @ self.keys.T
+        if self.left_out is not None:
+            matrix = matrix.scatter(1, self.left_out, float("-inf"))
+        return matrix if self.besides is None else torch.cat([matrix, self.besides], 1)
 
     def of(self, block: slice) -> "Products":
         """These rows alone."""
-        return Products(self.rows[block], self.keys, self.left_out[block])
+        return Products(self.rows[block], self.keys, *(x if x is None else x[block] for x in self[2:]))
+
+    def mean(self) -> Tensor:
+        """The mean [] of all products with the keys, the left out among them."""
+        return self.rows.mean(0) @ self.keys.mean(0)
 
     def log_sums(self, temperature: float) -> Tensor:
         """The logarithm of the sum of exp(product / temperature) over each row, [R]."""
         if self.few:
             return (self.matrix() / temperature).logsumexp(1)
-        others = None if self.keys is self.rows else self.keys     # torch.compile takes no tensor twice
-        return LogSumExp.apply(self.rows, others, self.left_out, temperature)
+        if self.left_out is None and not self.keys.requires_grad:
+            sums = LogSumExpOfConstants.apply(self.rows, self.keys, temperature)
+        else:
+            others = None if self.keys is self.rows else self.keys     # torch.compile takes no tensor twice
+            sums = LogSumExp.apply(self.rows, others, self.left_out, temperature)
+        return sums if self.besides is None else torch.logaddexp(sums, (self.besides / temperature).logsumexp(1))
 
 
 class LogSumExp(torch.autograd.Function):
@@ -53,7 +67,7 @@ class LogSumExp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, keys: Tensor | None, left_out: Tensor, temperature: float) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, keys: Tensor | None, left_out: Tensor | None, temperature: float) -> Tensor:
         """The keys are the rows where they are None."""
         found = logits_of(rows, rows if keys is None else keys, left_out, temperature)
         sums = torch.cat([logits.logsumexp(1) for _, logits in found])
@@ -78,11 +92,45 @@ class LogSumExp(torch.autograd.Function):
         return of_rows, of_keys, None, None
 
 
-def logits_of(rows: Tensor, keys: Tensor, left_out: Tensor, temperature: float) -> Iterator[tuple[slice, Tensor]]:
+class LogSumExpOfConstants(torch.autograd.Function):
+    """`LogSumExp` for keys without a gradient, as a queue's: the forward pass makes that of the rows too.
+
+    The gradient of row i is the mean of the keys under its softmax, which the block at hand gives: two matrix products
+    in all, and nothing is kept but [R, D]. A block has as many rows as a square would, so that each key is read once
+    for all of these; its sums are corrected where a later block has a larger logit.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, keys: Tensor, temperature: float) -> Tensor:
+        size = BLOCK.get(rows.device.type, BLOCK["cpu"])
+        sums, means = [], []
+        for some in (rows / temperature).split(isqrt(size)):
+            most, total = some.new_full((len(some), 1), float("-inf")), some.new_zeros(len(some), 1)
+            mean = torch.zeros_like(some)
+            for part in keys.split(max(1, size // len(some))):
+                logits = some @ part.T                                                   # [r, k]
+                before, most = most, torch.maximum(most, logits.amax(1, keepdim=True))
+                heat, shrunk = logits.sub_(most).exp_(), (before - most).exp()           # 0 at first
+                total = total * shrunk + heat.sum(1, keepdim=True)                       # [r, 1]
+                mean = torch.addmm(mean * shrunk, heat, part)                            # [r, D], times the total
+            sums.append((most + total.log())[:, 0])
+            means.append(mean / total)
+        ctx.save_for_backward(torch.cat(means) / temperature)
+        return torch.cat(sums)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad[:, None] * ctx.saved_tensors[0], None, None
+
+
+def logits_of(rows: Tensor, keys: Tensor, left_out: Tensor | None, temperature: float
+              ) -> Iterator[tuple[slice, Tensor]]:
     """The logits of some rows at a time, [r, K], and which rows these are."""
     scaled = keys.T / temperature                                                        # [D, K]
     for block in blocks(rows, keys):
-        yield block, (rows[block] @ scaled).scatter_(1, left_out[block], float("-inf"))
+        logits = rows[block] @ scaled
+        yield block, logits if left_out is None else logits.scatter_(1, left_out[block], float("-inf"))
 
 
 def blocks(rows: Tensor, keys: Tensor) -> list[slice]:

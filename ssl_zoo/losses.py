@@ -126,15 +126,23 @@ def batch_products(z1: Tensor, z2: Tensor) -> tuple[Tensor, Products]:
 
 
 @full_precision
-def queue_similarities(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
+def queue_similarities(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tensor, Products]:
     """The cosines of each query with its key [B], and with the keys in a queue [B, K].
 
     Args:
         query, key: projections [B, D], any scale.
         queue: earlier keys [K, D], unit norm. They may include older keys of the same image.
+
+    Returns:
+        Positives and negatives. The latter become a matrix where `contrast` or you ask for one, with `matrix()`.
     """
     query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
-    return (query * key).sum(-1), query @ queue.T
+    return (query * key).sum(-1), Products(query, queue)
+
+
+def mean_cosines(positive: Tensor, negative: Products) -> dict[str, Tensor]:
+    """The means of what `queue_similarities` gives, without a gradient, by the names under which methods log them."""
+    return {"similarity/positive": positive.detach().mean(), "similarity/negative": negative.mean().detach()}
 
 
 def key_similarities(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,23 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_zoo import blocks
 from ssl_zoo.adaptive import PairTemperature, adaptive_batch
 from ssl_zoo.blocks import Products, by_rows
-from ssl_zoo.losses import batch_products, batch_similarities, contrast, global_contrast, nt_xent, unit
+from ssl_zoo.distributed import Key
+from ssl_zoo.losses import (
+    batch_products,
+    batch_similarities,
+    contrast,
+    global_contrast,
+    nt_xent,
+    queue_similarities,
+    unit,
+)
 from ssl_zoo.methods.pixcontrast import pixel_contrast
+from ssl_zoo.mixing import draw_mixture, hard_similarities, hardest_keys
 from ssl_zoo.multi_view import mv_dhel, mv_info_nce, poly_view, repulsion
 
 KINDS = ["info_nce", "decoupled", "weighted_decoupled"]
@@ -272,3 +283,87 @@ def test_normal_rows_meet_all_but_what_is_left_out():
     matrix = Products(rows, rows, torch.tensor([[0, 1], [1, 2], [2, 0]])).matrix()
     assert matrix.isneginf().nonzero().tolist() == [[0, 0], [0, 1], [1, 1], [1, 2], [2, 0], [2, 2]]
     assert matrix[0, 2].item() == pytest.approx((rows[0] @ rows[2]).item())
+
+
+def of_queue(query, keys, temperature, kind="info_nce", besides=None):
+    """The terms of queries against a queue, weighted, with the gradients of the queries and of what is beside it."""
+    query, key = query.clone().requires_grad_(), normal(*query.shape, seed=8).to(query)
+    positive, negative = queue_similarities(query, key, keys)
+    own = None if besides is None else besides.clone().requires_grad_()
+    terms = contrast(positive, negative._replace(besides=own), temperature, kind, reduction="none")
+    leaves = [leaf for leaf in (query, own) if leaf is not None]
+    return terms.detach(), *torch.autograd.grad((terms * normal(len(terms), seed=3).to(terms)).sum(), leaves)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_against_a_queue_losses_and_gradients_in_blocks_are_those_of_the_matrix(monkeypatch, kind, temperature, beside,
+                                                                                dtype, tolerance):
+    query, keys = normal(9, 4).to(dtype), normalize(normal(31, 4, seed=1), dim=1).to(dtype)
+    besides = normal(9, 3, seed=5).tanh().to(dtype) if beside else None
+    whole = of_queue(query, keys, temperature, kind, besides)
+    monkeypatch.setitem(blocks.BLOCK, "cpu", 19)                    # of four rows and four columns
+    monkeypatch.setattr(blocks, "PLAIN", 0)
+    for one, other in zip(of_queue(query, keys, temperature, kind, besides), whole, strict=True):
+        assert torch.allclose(one, other, rtol=tolerance, atol=tolerance / temperature)
+
+
+def test_the_loss_against_a_queue_makes_no_tensor_larger_than_a_block_nor_any_product_again():
+    with Largest() as seen, FlopCounterMode(display=False) as counted:
+        of_queue(normal(64, 4).float(), normalize(normal(70_000, 4, seed=1), dim=1).float(), 0.1)
+    assert seen.elements <= blocks.BLOCK["cpu"]
+    assert counted.get_total_flops() == 2 * (2 * 64 * 70_000 * 4)              # forward, and of the gradient
+
+
+def test_a_queue_with_a_gradient_of_its_own_has_it(small_blocks):
+    query, keys = normal(9, 4).requires_grad_(), normal(14, 4, seed=1).requires_grad_()
+    slopes = [torch.autograd.grad(sums.square().sum(), (query, keys)) for sums in
+              (Products(query, keys).log_sums(0.3), (query @ keys.T / 0.3).logsumexp(1))]
+    for one, other in zip(*slopes, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-12)
+
+
+def test_the_loss_against_a_queue_compiles_to_one_graph(small_blocks):
+    query, keys = normal(9, 4), normalize(normal(31, 4, seed=1), dim=1)
+
+    def loss(z, temperature):
+        return contrast(*queue_similarities(z, z.detach().tanh(), keys), temperature)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    for one, other in zip(with_slope(compiled, query, 0.3), with_slope(loss, query, 0.3), strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-12)
+
+
+def test_a_second_derivative_of_the_loss_against_a_queue_is_refused(small_blocks):
+    query = normal(9, 4).requires_grad_()
+    sums = Products(query, normal(14, 4, seed=1)).log_sums(0.3)
+    slope, = torch.autograd.grad(sums.square().sum(), query, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+def test_the_mean_of_products_needs_no_matrix():
+    rows, keys = normal(9, 4), normal(14, 4, seed=1)
+    assert Products(rows, keys).mean().item() == pytest.approx((rows @ keys.T).mean().item(), abs=1e-15)
+
+
+def mochi(query, queue, temperature):
+    """MoCHi's loss of queries whose keys are their own, mixed from the 8 hardest of the queue."""
+    hardest = hardest_keys(query, queue, 8)
+    drawn = draw_mixture(Key(0, 0, 0, 0), len(query), 8, 6, 5, query.device)
+    positive, negative = queue_similarities(query, query.detach().tanh(), queue)
+    return contrast(positive, negative._replace(besides=hard_similarities(query, queue, hardest, drawn)), temperature)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_mochi_in_blocks_is_that_of_the_whole(monkeypatch, dtype, tolerance):
+    query, queue = normal(9, 4).to(dtype), normalize(normal(31, 4, seed=1), dim=1).to(dtype)
+    whole = with_slope(lambda z, t: mochi(z, queue, t), query, 0.2)
+    monkeypatch.setitem(blocks.BLOCK, "cpu", 450)                              # mixtures of two queries, 5 x 2 x 11 x 4
+    monkeypatch.setattr(blocks, "PLAIN", 0)
+    with Largest() as seen:
+        found = with_slope(lambda z, t: mochi(z, queue, t), query, 0.2)
+    assert seen.elements == 9 * 31                                             # the hardest of nine queries
+    for one, other in zip(found, whole, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=tolerance)

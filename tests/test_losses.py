@@ -206,7 +206,7 @@ def test_batch_products_are_not_normalised():
 def test_queue_similarities_have_a_row_for_each_query_and_a_column_for_each_key():
     positive, negative = queue_similarities(5 * TOY, TOY_TOO, QUEUE)
     assert torch.allclose(positive, cosine_similarity(TOY, TOY_TOO))
-    assert torch.allclose(negative, cosine_similarity(TOY[:, None], QUEUE[None], dim=-1))
+    assert torch.allclose(negative.matrix(), cosine_similarity(TOY[:, None], QUEUE[None], dim=-1))
 
 
 def test_key_similarities_leave_out_only_a_querys_own_key():
@@ -490,7 +490,8 @@ def test_adaptive_contrast_with_one_temperature_is_nt_xent(temperature):
 
 def test_adaptive_contrast_with_one_temperature_is_info_nce_on_a_queue():
     positive, negative = queue_similarities(TOY, TOY_TOO, QUEUE)
-    loss = adaptive_contrast(positive, negative, torch.full_like(positive, 0.2), torch.full_like(negative, 0.2), 3, 0)
+    alike = torch.full_like(positive, 0.2)
+    loss = adaptive_contrast(positive, negative.matrix(), alike, alike[:, None].expand(-1, len(QUEUE)), 3, 0)
     assert loss.item() == pytest.approx(0.860302825, abs=1e-9)
 
 

@@ -56,8 +56,8 @@ def test_mixed_negatives_of_the_toy_queue_have_the_references_cosines_and_loss()
                 [0.862352, 0.838173, 0.973290, 0.892105, 0.948550], [0.756308, 0.942049, 0.925128, 0.805613, 0.907446]]
     assert torch.allclose(cosines, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-6)
     positive, negative = queue_similarities(TOY, TOY_TOO, QUEUE)
-    negative = torch.cat([negative, cosines], 1)
-    assert negative.shape == (4, 11)                                      # 12 with the positive
+    negative = negative._replace(besides=cosines)
+    assert negative.matrix().shape == (4, 11)                             # 12 with the positive
     loss = contrast(positive, negative, 0.2).item()
     assert loss == pytest.approx(1.805903397, abs=1e-7)                   # the shares are float32, as drawn
     assert loss > contrast(*queue_similarities(TOY, TOY_TOO, QUEUE), 0.2).item()
@@ -67,7 +67,7 @@ def test_without_mixed_negatives_the_loss_is_mocos():
     positive, negative = queue_similarities(TOY, TOY_TOO, QUEUE)
     mixed = mix(TOY, QUEUE, 3, none(4))
     assert mixed.shape == (4, 0, 3)
-    loss = contrast(positive, torch.cat([negative, mixed_similarities(TOY, mixed)], 1), 0.2).item()
+    loss = contrast(positive, negative._replace(besides=mixed_similarities(TOY, mixed)), 0.2).item()
     assert loss == pytest.approx(0.860302825, abs=1e-9)
 
 

@@ -55,7 +55,8 @@ class AMCLMoCo(Method):
                 temperatures = [self.temperature.of(r) for r in products]
                 of_positives.append(temperatures[0])
                 of_negatives.append(temperatures[1][:LOGGED])
-                losses.append(adaptive_contrast(*queue_similarities(q, k, negatives), *temperatures, width,
+                positive, negative = queue_similarities(q, k, negatives)
+                losses.append(adaptive_contrast(positive, negative.matrix(), *temperatures, width,
                                                 self.regularizer_weight, self.form))
         self.queue.enqueue(torch.cat(keys), batch.index.repeat(2))
         self.log_dict(temperature_quantiles(of_positives, of_negatives), batch_size=len(batch.index))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ssl_zoo.draws import Draws
 from ssl_zoo.heads import mlp
-from ssl_zoo.losses import Contrast, check_choice, check_temperature, contrast, unit
+from ssl_zoo.losses import Contrast, check_choice, check_temperature, contrast, mean_cosines, unit
 from ssl_zoo.memory import MomentumEncoder, Queue
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.mixing import transformed_similarities
@@ -58,8 +58,7 @@ class FT(Method):
         apart, along = 1 + self.extrapolations[first], self.interpolations[second]
         similarities = transformed_similarities(query, key, queue, self.draws.order(len(queue)), apart, along)
         self.queue.enqueue(key, batch.index)
-        self.log_dict({"similarity/positive": similarities[0].mean().detach(),
-                       "similarity/negative": similarities[1].mean().detach()}, batch_size=len(query))
+        self.log_dict(mean_cosines(*similarities), batch_size=len(query))
         return contrast(*similarities, self.temperature, self.contrast)
 
     def after_step(self) -> None:

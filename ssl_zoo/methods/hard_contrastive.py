@@ -73,7 +73,7 @@ class HardContrastiveMoCo(Method):
         key = unit(self.momentum_encoder.keys(x2, batch.key, self.splits))
         positive, negative = queue_similarities(query, key, self.queue.snapshot())       # [B], [B, K]
         self.queue.enqueue(key, batch.index)
-        return contrast(positive, keep(negative, self.hardest), self.temperature)
+        return contrast(positive, keep(negative.matrix(), self.hardest), self.temperature)
 
     def after_step(self) -> None:
         self.momentum_encoder.update(momentum=self.momentum)

@@ -1,14 +1,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ssl_zoo.heads import mlp
-from ssl_zoo.losses import Contrast, check_choice, check_temperature, contrast, queue_similarities, unit
+from ssl_zoo.losses import Contrast, check_choice, check_temperature, contrast, mean_cosines, queue_similarities, unit
 from ssl_zoo.memory import MomentumEncoder, Queue
 from ssl_zoo.method import Batch, Method
-from ssl_zoo.mixing import draw_mixture, hardest_keys, mixed_negatives, mixed_similarities
+from ssl_zoo.mixing import draw_mixture, hard_similarities, hardest_keys
 
 
 class MoCHi(Method):
@@ -53,12 +52,12 @@ class MoCHi(Method):
         query = self.projector(self.encoder(query_images))                            # [B, D]
         key = unit(self.momentum_encoder.keys(key_images, batch.key, self.splits))
         positive, negative = queue_similarities(query, key, queue)
-        logged = {"similarity/positive": positive.mean().detach(), "similarity/negative": negative.mean().detach()}
+        logged = mean_cosines(positive, negative)
         if batch.key.epoch >= self.start and self.pairs + self.with_query:
             drawn = draw_mixture(batch.key, len(query), self.hardest, self.pairs, self.with_query, query.device)
             hardest = hardest_keys(query, queue, self.hardest)                        # [B, N] places
-            mixed = mixed_negatives(query, queue, hardest, drawn)                     # [B, s + s', D]
-            negative = torch.cat([negative, mixed_similarities(query, mixed)], 1)     # [B, K + s + s']
+            mixed = hard_similarities(query, queue, hardest, drawn)                   # [B, s + s']
+            negative = negative._replace(besides=mixed)                               # [B, K + s + s']
             own = (self.queue.index[hardest] == batch.index[:, None]).any(1)          # the same image's older keys
             logged["hardest/same_image"] = own.float().mean()
         self.queue.enqueue(key, batch.index)

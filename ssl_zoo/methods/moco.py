@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ssl_zoo.heads import mlp
-from ssl_zoo.losses import Contrast, check_choice, check_temperature, contrast, queue_similarities, unit
+from ssl_zoo.losses import Contrast, check_choice, check_temperature, contrast, mean_cosines, queue_similarities, unit
 from ssl_zoo.memory import MomentumEncoder, Queue
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.methods.genview import PairWeights
@@ -54,8 +54,7 @@ class MoCo(Method):
             losses.append(contrast(*similarities, self.temperature, self.contrast, reduction="none") * weights)
             keys.append(key)
         self.queue.enqueue(torch.cat(keys), batch.index.repeat(len(keys)))
-        self.log_dict({"similarity/positive": similarities[0].mean().detach(),
-                       "similarity/negative": similarities[1].mean().detach()}, batch_size=len(batch.index))
+        self.log_dict(mean_cosines(*similarities), batch_size=len(batch.index))
         return torch.stack(losses).mean()
 
     def after_step(self) -> None:
