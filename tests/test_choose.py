@@ -123,7 +123,8 @@ def test_a_folder_alone_is_a_run_whose_recipe_can_be_edited_and_run_again(images
     assert saved["model"]["init_args"]["temperature"] == 0.3           # an option on top
     assert saved["data"]["init_args"]["batch_size"] == 8
     written = Path("my_images.yaml")
-    assert "# epochs: 200" in written.read_text()
+    assert "# epochs: 1, in which 22 images are seen" in written.read_text()
+    assert "  epochs: 1, as you ask\n  workers: 0, as you ask\n" in printed
     written.write_text(written.read_text().replace("batch_size: 8", "batch_size: 4"))
     run(["fit", "--config", "my_images.yaml", *SMALL])                 # edited, and not replaced by the next:
     assert yaml.safe_load(Path("runs/my_images/version_1/config.yaml").read_text())["data"]["init_args"][
@@ -135,6 +136,21 @@ def test_a_folder_alone_is_a_run_whose_recipe_can_be_edited_and_run_again(images
     capsys.readouterr()
     assert with_recipe(["my_images", "--quiet", *SMALL])[-len(SMALL) - 1] == "--quiet"
     assert capsys.readouterr().out == ""
+
+
+def test_what_depends_on_epochs_and_batch_follows_those_that_are_asked_for(images):
+    with_recipe(["my_images", "--trainer.max_epochs", "3", "--data.batch_size=16"])
+    asked = yaml.safe_load(Path("my_images.yaml").read_text())
+    assert asked["trainer"]["max_epochs"] == 3
+    assert asked["trainer"]["check_val_every_n_epoch"] == asked["checkpoints"]["every_n_epochs"] == 1
+    assert asked["data"]["init_args"]["batch_size"] == 16
+
+
+@pytest.mark.parametrize("words", [["--trainer.max_epochs=-1"], ["--trainer.max_epochs", "0"], ["--data.batch_size=x"]])
+def test_a_number_that_cannot_be_chosen_by_is_left_to_the_run(images, words):
+    with_recipe(["my_images", *words])
+    asked = yaml.safe_load(Path("my_images.yaml").read_text())
+    assert (asked["trainer"]["max_epochs"], asked["data"]["init_args"]["batch_size"]) == (200, 8)
 
 
 @pytest.mark.parametrize("method", ["MoCo", "SwAV", "PixPro", "OBoW", "SogCLR", "MoCHi"])

@@ -18,6 +18,8 @@ METHOD = "SimCLR"                    # where none is named
 SIDES = (32, 64, 96, 128, 224)       # of views, in pixels
 LOOKED_AT = 64                       # images whose size is looked at
 CACHE = 4 * 2 ** 30                  # bytes that decoded images may take on the disk
+OPTIONS = {"encoder": "--model.encoder", "batch": "--data.batch_size", "epochs": "--trainer.max_epochs",
+           "workers": "--data.workers", "precision": "--trainer.precision", "cache": "--data.cache"}   # by reason
 FIXED = {"queue", "prototypes", "clusters"}   # options of methods that were chosen for a recipe's own batch
 
 
@@ -59,9 +61,12 @@ def with_recipe(arguments: Sequence[str]) -> list[str]:
         raise FileNotFoundError(no_folder(given))
     name, base = recipe_of(method or METHOD)
     cpu = taken_out(rest, "--trainer.accelerator")[1] == "cpu"
-    chosen = choose(base, look_at(given, root), machine(cpu))
+    asked = {name: value for name, option in OPTIONS.items() if (value := taken_out(rest, option)[1]) is not None}
+    chosen = choose(base, look_at(given, root), machine(cpu), {name: int(value) for name, value in asked.items()
+                                                               if value.isdecimal() and int(value)})
     path = write(chosen, root.resolve().name + (f"_{name}" if method else ""), given, name)
     if QUIET not in rest:
+        chosen.reasons.update({name: f"{value}, as you ask" for name, value in asked.items()})
         print(f"{path}: the recipe folder/{name} for these images and this machine; edit it, and run it again with "
               f"ssl-zoo fit --config {path}", *(f"  {option}: {why}" for option, why in chosen.reasons.items()),
               sep="\n", flush=True)
@@ -138,8 +143,9 @@ def machine(cpu: bool = False) -> Machine:
     return Machine(about.name, round(about.total_memory / 2 ** 30), about.major >= 8, cores)
 
 
-def choose(base: Mapping[str, Any], folder: Folder, machine: Machine) -> Chosen:
-    """Fit a recipe for folders to the images and the machine."""
+def choose(base: Mapping[str, Any], folder: Folder, machine: Machine, asked: Mapping[str, int] = {}) -> Chosen:
+    """Fit a recipe for folders to the images and the machine, with the numbers of epochs and batch that are asked for.
+    """
     recipe, why = copy.deepcopy(dict(base)), {}
     model, data, trainer = recipe["model"]["init_args"], recipe["data"]["init_args"], recipe["trainer"]
     limit = 64 if not machine.gpu else 224 if folder.images >= 10_000 else 128
@@ -155,9 +161,11 @@ def choose(base: Mapping[str, Any], folder: Folder, machine: Machine) -> Chosen:
     why["encoder"] = (f"ResNet-18, on {machine.gpu}" if machine.gpu else
                       "NarrowResNet, which is small: there is no GPU to use")
     batch, why["batch"] = batch_size(folder.images, machine, bool(FIXED & model.keys()))
+    if "batch" in asked:
+        batch, why["batch"] = asked["batch"], f"{asked['batch']}, as you ask"
     rate = model["optimizer"]["init_args"]
     rate["lr"] = float(f"{rate['lr'] * max(1, batch / data['batch_size']) ** 0.5:.2g}")
-    epochs = count_epochs(folder.images, bool(machine.gpu))
+    epochs = asked.get("epochs", count_epochs(folder.images, bool(machine.gpu)))
     why["epochs"] = (f"{epochs}, in which {epochs * folder.images:,} images are seen; the first steps say how long "
                      "that takes")
     workers = min(machine.cores, 16) if machine.gpu else max(1, min(machine.cores, 4))
