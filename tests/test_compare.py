@@ -216,9 +216,10 @@ def ctrl_c_of_a_terminal():
 
 
 @pytest.mark.usefixtures("ctrl_c_of_a_terminal")
-def test_ctrl_c_reaches_a_run_once_and_is_awaited(tmp_path):
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_reaches_a_run_once_and_is_awaited(tmp_path, name, status):
     program = ("import signal, sys, time\n"
-               "signal.signal(signal.SIGINT, lambda *_: print('asked', flush=True))\n"
+               f"signal.signal(signal.{name}, lambda *_: print('asked', flush=True))\n"
                "print('ready', flush=True)\n"
                "signal.pause()\n"
                "time.sleep(0.3); print('saved', flush=True); sys.exit(130)\n")
@@ -227,12 +228,13 @@ def test_ctrl_c_reaches_a_run_once_and_is_awaited(tmp_path):
     def ask():
         while not log.exists() or "ready" not in log.read_text():
             pass
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), getattr(signal, name))
     asker = threading.Thread(target=ask)
     asker.start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as ended:
         children.watched([sys.executable, "-c", program], log, "run")
     asker.join()
+    assert ended.value.code == status
     assert log.read_text() == "ready\nasked\nsaved\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

@@ -53,7 +53,7 @@ def fit(arm: Arm, seed: int, place: Path, which: str) -> Path:
 
     Raises:
         Failed: it has left no encoder.
-        KeyboardInterrupt: this process was told to end; the run has saved what it had.
+        SystemExit: this process was told to end; the run has saved what it had.
     """
     place.mkdir(parents=True, exist_ok=True)
     arguments = ["fit", "--config", arm.recipe, *arm.options, f"--seed_everything={seed}", "--trainer.logger=CSVLogger",
@@ -81,7 +81,7 @@ def watched(command: Sequence[str], log: Path, title: str) -> int:
             Screen(title, shown).follow(child)
     if asked:
         print(f"ended by {signal.Signals(asked[0]).name}: the same command goes on", file=sys.stderr)
-        raise KeyboardInterrupt
+        sys.exit(128 + asked[0])
     return child.returncode
 
 
