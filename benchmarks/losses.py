@@ -5,8 +5,8 @@ its faster of two passes and how far its resident pages rose above what was ther
 that is freed goes back to the system, which glibc would else keep for later, as a training run's may. Processes
 take turns; the ratio is that of the medians.
 
-    python benchmarks/losses.py                 8,192 rows, and a queue; about 5 minutes and 2 GiB
-    python benchmarks/losses.py 16384           another number of rows, whose figures are not recorded; 6 GiB
+    python benchmarks/losses.py                 8,192 and 16,384 rows, and a queue; about 15 minutes and 5 GiB
+    python benchmarks/losses.py 4096            another number of rows, whose figures are not recorded
 """
 
 import argparse
@@ -29,7 +29,7 @@ from ssl_zoo.methods.pixcontrast import pixel_contrast
 from ssl_zoo.mixing import draw_mixture, hard_similarities, hardest_keys
 from ssl_zoo.multi_view import mv_dhel, mv_info_nce
 
-WIDTH, TEMPERATURE, HEADS, QUEUE, ROWS = 128, 0.1, 3, 65536, (8192,)
+WIDTH, TEMPERATURE, HEADS, QUEUE, ROWS = 128, 0.1, 3, 65536, (8192, 16384)
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
