@@ -54,6 +54,8 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
     for page, text in generated().items():
         files.append(File.generated(config, page, content=text))
+    for picture in RESULTS.glob("*.png"):
+        files.append(File.generated(config, picture.name, content=picture.read_bytes()))
     return files
 
 
@@ -61,6 +63,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Links that leave docs/ in a checkout; and in the table of methods, a link to the page of each."""
     for name, own in AT_TOP.items():
         markdown = markdown.replace(f"](../{name})", f"]({own})")
+    markdown = markdown.replace("](../benchmarks/results/", "](")
     return with_links(markdown) if page.file.src_uri == "methods.md" else markdown
 
 

@@ -24,6 +24,8 @@ METHODS = r"\| (?:method|take) \|.* \| kNN \|"              # heads of tables
 RACE = r"\| track \| entry \|.* \| seconds \|.*\|"
 PEERS = r"\| views \| pipeline \|.*\|"
 FAST = r"\| setting \| NarrowResNet \| ResNet-18 \|"
+ZOO = r"\| method \| seeds \| steps \|.*\|"
+LOSSES = r"\| loss \| size \|.*\|"
 LOADED = r"\| images \| from \|.*\|"
 SURVIVED = r"\| what happened \| survived \| steps done twice: mean, most \|"
 
@@ -111,6 +113,8 @@ def page(text: str) -> str:
     text = with_rows(text, LOADED, lambda rows: loaded(figures("decoding")["loaders"]))
     text = with_rows(text, RACE, lambda rows: race(figures("speedrun")))
     text = with_rows(text, PEERS, lambda rows: (RESULTS / "peers.md").read_text().splitlines()[4:])
+    text = with_rows(text, ZOO, lambda rows: (RESULTS / "zoo.md").read_text().splitlines()[4:])
+    text = with_rows(text, LOSSES, lambda rows: compared(figures("losses")))
     return re.sub(r"(?s)(?<=\n## Rules\n\n).*?(?=\n## )", lambda _: rules(), text)
 
 
@@ -153,6 +157,16 @@ def loaded(found: dict[str, Any]) -> list[str]:
     """A row for each way to read images of each size."""
     return [f"| {size} | {name} | {one['images_per_core_second']:,.0f} | {one['times lightly']:.1f} |"
             for size, ways in found.items() for name, one in ways.items()]
+
+
+def compared(found: dict[str, Any]) -> list[str]:
+    """A row for each loss of each size: seconds, memory, and what of lightly's these are."""
+    rows = []
+    for size, losses in found.items():
+        for name, one in losses.items():
+            time, memory = (one[f"{what} to lightly's"] for what in ("time", "memory"))
+            rows.append(f"| {name} | {size} | {one['seconds']:.2f} | {one['MiB']:,} | {time:.2f} | {memory:.3f} |")
+    return rows
 
 
 def race(found: dict[str, Any]) -> list[str]:
