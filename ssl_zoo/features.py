@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import ssl_zoo
@@ -28,7 +28,7 @@ from ssl_zoo.data.layout import TEST, TRAIN, split_name
 from ssl_zoo.data.sources import Files, Loader, none_readable
 from ssl_zoo.data.streams import Shards
 from ssl_zoo.data.tree import counted, scan, suffix_of
-from ssl_zoo.encoders import Encoder, check_size
+from ssl_zoo.encoders import Encoder, check_size, evaluation_mode
 from ssl_zoo.evaluation.cache import cached, extract
 from ssl_zoo.evaluation.features import Features, require_finite
 from ssl_zoo.export import fingerprint
@@ -44,8 +44,9 @@ Images = str | Path | Sequence[str | Path]
 class Embedded(NamedTuple):
     """Images by name, and their features; those that cannot be read are in neither."""
 
-    names: list[str]   # paths as given or found; of shards, the shard's and the member's
-    features: Tensor   # [N, D] float32, on the CPU
+    names: list[str]             # paths as given or found; of shards, the shard's and the member's
+    features: Tensor             # [N, D] float32, on the CPU
+    maps: Tensor | None = None   # [N, D, h, w], likewise
 
 
 class Written(NamedTuple):
@@ -55,9 +56,28 @@ class Written(NamedTuple):
     images: int     # that it holds
     given: int      # that there were: the others could not be read
     features: int   # of each image
+    cells: tuple[int, ...] = ()   # [D, h, w], the shape of its map
 
 
-def embed(encoder: Encoder, images: Images, *, size: int | None = None, workers: int = 2) -> Embedded:
+class WithMaps(nn.Module):
+    """An encoder whose feature map comes behind its features, flattened: [B, D + D * h * w]."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder, self.mean = encoder, encoder.mean
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([self.encoder(images), self.encoder.maps(images).flatten(1)], 1)
+
+
+def shape_of_maps(encoder: Encoder, size: int) -> tuple[int, ...]:
+    """The shape [D, h, w] of the feature map of an image; raises if the encoder has none."""
+    with evaluation_mode(encoder):
+        return tuple(encoder.maps(torch.zeros(1, encoder.channels, size, size, device=encoder.mean.device)).shape[1:])
+
+
+def embed(encoder: Encoder, images: Images, *, size: int | None = None, workers: int = 2, maps: bool = False
+          ) -> Embedded:
     """The features of images, prepared as the encoder's runs prepared theirs, in the order of the images.
 
     Args:
@@ -66,19 +86,24 @@ def embed(encoder: Encoder, images: Images, *, size: int | None = None, workers:
             sequence of paths, or shards as `ImageShards` takes them.
         size: side of the images in pixels; that of the encoder's last evaluation if left out.
         workers: processes that decode files.
+        maps: give each image's feature map, too, which takes h * w times the memory.
 
     Raises:
         FileNotFoundError: there is no such image.
-        ValueError: no image can be read, the size is unknown, or the encoder has overflowed.
+        ValueError: no image can be read, the size is unknown, the encoder has overflowed, or has no maps.
     """
     source = images_in(images, encoder, size, workers)
-    found = taken(encoder, source, workers)
-    return Embedded(names_of(source, found.places), found.x)
+    cells = shape_of_maps(encoder, source.size) if maps else ()
+    found = taken(encoder, source, workers, maps=maps)
+    return Embedded(names_of(source, found.places), found.x[:, :encoder.dim],
+                    found.x[:, encoder.dim:].unflatten(1, cells) if maps else None)
 
 
-def embed_to_file(encoder: Encoder, images: Images, output: str | Path, *, size: int | None = None, workers: int = 2
-                  ) -> Written:
+def embed_to_file(encoder: Encoder, images: Images, output: str | Path, *, size: int | None = None, workers: int = 2,
+                  maps: bool = False) -> Written:
     """Write the names and features of images as .parquet, .npz or .csv, in little memory whatever their number.
+
+    With `maps` a .npz has an array `maps` [N, D, h, w], too, and a .parquet a column of tensors [D, h, w].
 
     Until all are there they are kept in a folder `<output>.parts`, with which the same call goes on where one was
     ended. Nothing that exists is replaced.
@@ -90,27 +115,29 @@ def embed_to_file(encoder: Encoder, images: Images, output: str | Path, *, size:
         FileExistsError: there is such a file.
         ValueError: as for `embed`; or the parts are those of other features.
     """
-    path = require_new(Path(output))
+    path = require_new(Path(output), maps)
     source = images_in(images, encoder, size, workers)
+    cells = shape_of_maps(encoder, source.size) if maps else ()
     parts = path.with_name(f"{path.name}.parts")
-    pieces = take(encoder, source, parts, workers)
+    pieces = take(encoder, source, parts, workers, maps)
     count = sum(len(places) for places, _ in read(pieces))
     if not count:
         shutil.rmtree(parts)
         raise none_readable(source)
-    require_new(path)                                    # for it may have come meanwhile, and the parts remain
+    require_new(path, maps)                              # for it may have come meanwhile, and the parts remain
+    written = Written(path, count, len(source), encoder.dim, cells)
     with whole(path) as half:
-        WRITERS[path.suffix](half, ((names_of(source, places), x) for places, x in read(pieces)), count, encoder.dim)
+        WRITERS[path.suffix](half, lambda: ((names_of(source, places), x) for places, x in read(pieces)), written)
     shutil.rmtree(parts)
-    return Written(path, count, len(source), encoder.dim)
+    return written
 
 
-def taken(encoder: Encoder, source: Files, workers: int, folder: Path | None = None, what: str = "features"
-          ) -> Features:
+def taken(encoder: Encoder, source: Files, workers: int, folder: Path | None = None, what: str = "features",
+          maps: bool = False) -> Features:
     """The features of the images of a source; kept in a folder for the next time if one is given."""
     def make() -> Features:
         bar = tqdm(Loader(source, BATCH, workers), what, unit="batch", file=sys.stderr, disable=None)
-        if (found := encoded(encoder, iter(bar))) is None:
+        if (found := encoded(WithMaps(encoder) if maps else encoder, iter(bar))) is None:
             raise none_readable(source)
         return found
 
@@ -121,7 +148,7 @@ def taken(encoder: Encoder, source: Files, workers: int, folder: Path | None = N
     return found
 
 
-def encoded(encoder: Encoder, batches: Iterator[Any]) -> Features | None:
+def encoded(encoder: Any, batches: Iterator[Any]) -> Features | None:
     """The features of plain batches, None where all their files are damaged."""
     readable = (batch for batch in batches if len(batch[0]))
     first = next(readable, None)
@@ -208,17 +235,18 @@ def listed(path: Path) -> list[str]:
 
 # The features of very many images: pieces on the disk, then one file
 
-def take(encoder: Encoder, source: Files, parts: Path, workers: int) -> list[Path]:
+def take(encoder: Encoder, source: Files, parts: Path, workers: int, maps: bool = False) -> list[Path]:
     """Keep the features of the images in pieces, and return their files; those that are there are not taken again."""
+    net, many = (WithMaps(encoder), 1) if maps else (encoder, PIECE)         # 256 maps are some 100 MB
     about = json.dumps({"encoder": fingerprint(encoder), "images": source.fingerprint(), "batch": BATCH,
-                        "piece": PIECE, "ssl_zoo": ssl_zoo.__version__})
+                        "piece": many, "maps": maps, "ssl_zoo": ssl_zoo.__version__})
     note = parts / "about.json"
     parts.mkdir(parents=True, exist_ok=True)
     if note.is_file() and note.read_text() != about:
         raise ValueError(f"{parts} holds features of another encoder, or of other images: remove it, or name another "
                          "file to write")
     put(note, about)
-    step = BATCH * PIECE
+    step = BATCH * many
     pieces = [parts / f"{start}.safetensors" for start in range(0, len(source), step)]
     done = next((i for i, piece in enumerate(pieces) if not piece.is_file()), len(pieces))
     left = source.subset(np.arange(done * step, len(source)))
@@ -226,7 +254,7 @@ def take(encoder: Encoder, source: Files, parts: Path, workers: int) -> list[Pat
               len(source), file=sys.stderr, disable=None) as bar:
         batches = iter(Loader(left, BATCH, workers))
         for piece in pieces[done:]:
-            found = encoded(encoder, watched(islice(batches, PIECE), bar))
+            found = encoded(net, watched(islice(batches, many), bar))
             x, places = (torch.empty(0, encoder.dim), torch.empty(0).long()) if found is None else (
                 found.x, found.places + done * step)
             if len(x):
@@ -249,10 +277,12 @@ def read(pieces: Sequence[Path]) -> Iterator[tuple[Tensor, Tensor]]:
         yield found["places"], found["x"]
 
 
-def require_new(path: Path) -> Path:
+def require_new(path: Path, maps: bool = False) -> Path:
     """A path to write to, of which nothing is in the way."""
     if path.suffix not in WRITERS:
         raise ValueError(f"features are written as {', '.join(WRITERS)}, and not as {path.name}")
+    if maps and path.suffix == ".csv":
+        raise ValueError(f"a table of text holds no maps: write a .npz or .parquet in place of {path.name}")
     if os.path.lexists(path):
         raise FileExistsError(f"{path} is there already, and nothing is replaced: remove it or name another file")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
@@ -260,43 +290,53 @@ def require_new(path: Path) -> Path:
     return path
 
 
-Rows = Iterator[tuple[list[str], Tensor]]   # names, and features [n, D]
+Rows = Callable[[], Iterator[tuple[list[str], Tensor]]]   # names, and features [n, D], with maps [n, D + D * h * w]
 
 
-def write_npz(path: Path, rows: Rows, count: int, dim: int) -> None:
-    """Arrays `names` [N] and `features` [N, D], as numpy.load reads them without pickle."""
-    names: list[str] = []
+def write_npz(path: Path, rows: Rows, about: Written) -> None:
+    """Arrays `names` [N], `features` [N, D] and perhaps `maps` [N, D, h, w], read by numpy.load without pickle."""
+    columns: dict[str, tuple[slice, tuple[int, ...]]] = {"features": (slice(about.features), (about.features,))}
+    if about.cells:
+        columns["maps"] = slice(about.features, None), about.cells
     with zipfile.ZipFile(path, "w") as archive:
-        with archive.open("features.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (count, dim)})
-            for some, x in rows:
-                names += some
-                file.write(x.numpy().astype("<f4").tobytes())
+        for name, (part, shape) in columns.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(
+                    file, {"descr": "<f4", "fortran_order": False, "shape": (about.images, *shape)})
+                for _, x in rows():
+                    file.write(x[:, part].numpy().astype("<f4").tobytes())
         with archive.open("names.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array(file, np.array(names), allow_pickle=False)
+            names = np.array([name for some, _ in rows() for name in some])
+            np.lib.format.write_array(file, names, allow_pickle=False)
 
 
-def write_csv(path: Path, rows: Rows, count: int, dim: int) -> None:
+def write_csv(path: Path, rows: Rows, about: Written) -> None:
     """A line for each image: its name, then its features in nine digits, which give the float32 back exactly."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["name", *(f"feature_{i}" for i in range(dim))])
-        for names, x in rows:
+        writer.writerow(["name", *(f"feature_{i}" for i in range(about.features))])
+        for names, x in rows():
             writer.writerows([name, *(f"{value:.9g}" for value in row)] for name, row in zip(names, x.tolist(),
                                                                                             strict=True))
 
 
-def write_parquet(path: Path, rows: Rows, count: int, dim: int) -> None:
-    """Columns `name` and `features`, a list of D float32."""
+def write_parquet(path: Path, rows: Rows, about: Written) -> None:
+    """Columns `name`, `features`, a list of D float32, and perhaps `maps`, float32 tensors [D, h, w]."""
     pa: Any = import_module("pyarrow")             # of an extra
     pq: Any = import_module("pyarrow.parquet")
-    kinds = pa.schema([("name", pa.string()), ("features", pa.list_(pa.float32(), dim))])
-    with pq.ParquetWriter(path, kinds) as writer:
-        for names, x in rows:
+    kinds = [("name", pa.string()), ("features", pa.list_(pa.float32(), about.features))]
+    if about.cells:
+        kinds.append(("maps", pa.fixed_shape_tensor(pa.float32(), about.cells)))
+    with pq.ParquetWriter(path, pa.schema(kinds)) as writer:
+        for names, x in rows():
             if names:
-                values = pa.FixedSizeListArray.from_arrays(pa.array(x.numpy().ravel()), dim)
-                writer.write_table(pa.table([pa.array(names), values], schema=kinds))
+                features = pa.array(x[:, :about.features].numpy().ravel())
+                columns = [pa.array(names), pa.FixedSizeListArray.from_arrays(features, about.features)]
+                if about.cells:
+                    maps = x[:, about.features:].unflatten(1, about.cells).numpy()
+                    columns.append(pa.FixedShapeTensorArray.from_numpy_ndarray(maps))
+                writer.write_table(pa.table(columns, schema=pa.schema(kinds)))
 
 
-WRITERS: dict[str, Callable[[Path, Rows, int, int], None]] = {
+WRITERS: dict[str, Callable[[Path, Rows, Written], None]] = {
     ".parquet": write_parquet, ".npz": write_npz, ".csv": write_csv}

@@ -12,7 +12,7 @@ import ssl_zoo
 from ssl_zoo import features
 from ssl_zoo.cli import run
 from ssl_zoo.data import read_images
-from ssl_zoo.encoders import NarrowResNet
+from ssl_zoo.encoders import NarrowResNet, Torchvision
 from ssl_zoo.export import save_encoder
 
 
@@ -94,6 +94,49 @@ def test_a_file_gives_back_names_and_features_exactly(folder, encoder, ending, c
     assert names == NAMES
     assert torch.equal(x, ssl_zoo.embed(encoder, "my_images", workers=0).features)
     assert not list(folder.glob("*.parts"))
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".npz"])
+def test_maps_stand_beside_the_features_in_a_file_and_in_memory(folder, encoder, ending, capsys, monkeypatch):
+    if ending == ".parquet":
+        pytest.importorskip("pyarrow")
+    monkeypatch.setattr(features, "BATCH", 4)                              # pieces of 4, 4 and 1 image
+    save_encoder(encoder, folder / "encoder.safetensors")
+    output = folder / f"out{ending}"
+    run(["embed", "encoder.safetensors", "my_images", "--output", output.name, "--maps", "--size", "16", "--workers",
+         "0"])
+    assert f"out{ending}: 8 features and a map of 8 x 4 x 4 of each of 9 images\n" == capsys.readouterr().out
+    names, x = load(output)
+    if ending == ".npz":
+        maps = torch.from_numpy(np.load(output)["maps"])
+    else:
+        column = pytest.importorskip("pyarrow.parquet").read_table(output)["maps"]
+        maps = torch.tensor(column.combine_chunks().to_numpy_ndarray())
+    with torch.no_grad():
+        torch.testing.assert_close(maps, encoder.maps(read_images(NAMES, encoder, 16)))
+    assert names == NAMES
+    torch.testing.assert_close(x, expected(encoder))
+    found = ssl_zoo.embed(encoder, "my_images", workers=0, maps=True)
+    assert torch.equal(found.maps, maps)
+    assert torch.equal(found.features, x)
+
+
+def test_maps_that_there_are_not_are_refused_before_anything_is_encoded(folder, encoder):
+    with pytest.raises(ValueError, match="a table of text holds no maps: write a .npz or .parquet in place of out.csv"):
+        features.embed_to_file(encoder, "my_images", "out.csv", workers=0, maps=True)
+    torch.manual_seed(0)
+    other = Torchvision("shufflenet_v2_x0_5")
+    with pytest.raises(ValueError, match="does not know where torchvision's shufflenet_v2_x0_5 has its feature maps"):
+        features.embed_to_file(other, "my_images", "out.npz", size=32, workers=0, maps=True)
+    assert not list(folder.glob("out*"))
+
+
+def test_parts_with_maps_and_without_are_not_mixed(folder, encoder, monkeypatch):
+    monkeypatch.setattr(features, "WRITERS", {".npz": lambda *arguments: 1 / 0})
+    with pytest.raises(ZeroDivisionError):
+        features.embed_to_file(encoder, "my_images", "out.npz", workers=0)
+    with pytest.raises(ValueError, match="holds features of another encoder, or of other images"):
+        features.embed_to_file(encoder, "my_images", "out.npz", workers=0, maps=True)
 
 
 def test_a_call_that_was_ended_goes_on_and_takes_nothing_twice(folder, encoder, monkeypatch):
