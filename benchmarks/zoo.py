@@ -20,9 +20,9 @@ import multiprocessing
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import pytorch_lightning as pl
 import torch
 import yaml
@@ -33,6 +33,7 @@ from record import ROOT, commit, record
 from ssl_zoo.cli.fit import Cli
 from ssl_zoo.cli.messages import quiet
 from ssl_zoo.cli.recipes import shipped
+from ssl_zoo.evaluation.charts import COLOURS, LINES
 
 IMAGES, MOMENTS = 10_000, 3      # evaluations while training, at even distances; the last is the result
 COMMON = {"encoder": {"class_path": "NarrowResNet", "init_args": {"width": 32}},
@@ -140,19 +141,36 @@ def mean_of(runs: list[dict], key: str, place: int = -1) -> float:
 
 
 def picture(figures: dict, axis: str, label: str) -> Figure:
-    """kNN against views or seconds, a line for each method, named at its end."""
-    figure = Figure(figsize=(9, 7), layout="constrained")
+    """kNN against views or seconds, a line for each method, named beside its end."""
+    figure = Figure(figsize=(9, 8), layout="constrained")
     axes = figure.subplots()
-    colours = mpl.colormaps["tab20"].colors
     ordered = sorted(figures["runs"].items(), key=lambda item: -mean_of(item[1], "knn_dino"))
+    ends = []
     for number, (name, runs) in enumerate(ordered):
         places = range(len(runs[0]["points"]))
-        axes.plot([mean_of(runs, axis, place) for place in places],
-                  [100 * mean_of(runs, "knn_dino", place) for place in places], label=name, marker="o", markersize=3,
-                  color=colours[number % 20], linestyle=["-", "--", ":"][number // 20 % 3])
-    axes.set(xlabel=label, ylabel="knn_dino, %")
-    axes.legend(fontsize=7, ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
+        colour, line = COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS) % len(LINES)]
+        drawn, = axes.plot([mean_of(runs, axis, place) for place in places],
+                           [100 * mean_of(runs, "knn_dino", place) for place in places], label=name, marker="o",
+                           markersize=3, linewidth=1, color=colour, linestyle=line)
+        ends.append((*drawn.get_xydata()[-1], name, colour))
+    axes.set(title=f"All methods at one budget: {figures['images']:,} images of CIFAR-10, {figures['views']:,} views",
+             xlabel=label, ylabel="accuracy of knn_dino, %")
+    low, high = axes.get_ylim()
+    heights = spread_out([end[1] for end in ends][::-1], low, high, 0.026 * (high - low))[::-1]
+    for (x, y, name, colour), height in zip(ends, heights, strict=True):
+        axes.annotate(name, (x, y), (1.04, height), textcoords=("axes fraction", "data"), va="center", fontsize=7,
+                      arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.5, "relpos": (0, 0.5), "shrinkA": 1})
     return figure
+
+
+def spread_out(heights: Sequence[float], low: float, high: float, gap: float) -> list[float]:
+    """Rising heights within limits, moved apart to a gap, or to what there is room for."""
+    gap, found = min(gap, (high - low) / max(1, len(heights))), []
+    for height in heights:
+        found.append(max(height, found[-1] + gap if found else low))
+    for place in reversed(range(len(found))):
+        found[place] = min(found[place], found[place + 1] - gap if place + 1 < len(found) else high)
+    return found
 
 
 def show(figures: dict) -> None:

@@ -49,6 +49,16 @@ def test_the_pictures_have_a_line_for_each_method(zoo):
     assert axes.lines[1].get_xydata().tolist() == [[0, pytest.approx(26)], [1000, pytest.approx(38.5)]]
 
 
+@pytest.mark.parametrize("heights", [[1.0, 1.0, 1.0, 5.0], [9.0, 9.5, 10.0, 10.0], [0.0, 4.0, 4.1, 9.0]])
+def test_names_keep_their_order_their_gap_and_the_limits(zoo, heights):
+    found = zoo.spread_out(heights, 0.0, 10.0, 1.0)
+    assert all(one + 1 <= other + 1e-9 for one, other in zip(found, found[1:], strict=False))
+    assert found[0] >= 0
+    assert found[-1] <= 10
+    assert [abs(one - other) < 1e-9 for one, other in zip(found, heights, strict=True)].count(True) >= 1
+    assert zoo.spread_out([1.0] * 40, 0.0, 10.0, 1.0)[-1] <= 10
+
+
 def test_the_table_beside_the_record_is_the_records(zoo):
     record = ROOT / "benchmarks/results/zoo.json"
     if record.is_file():
