@@ -208,6 +208,7 @@ def optimizer_bytes(method: Method) -> int:
     """What the optimiser keeps after a step on copies without numbers."""
     optimizer = built(method.optimizer, parameter_groups(method, method.groups()))
     for group in optimizer.param_groups:
+        group["fused"] = None                  # kernels need numbers
         group["params"] = [nn.Parameter(p.detach().to("meta")) for p in group["params"]]
         for p in group["params"]:
             p.grad = torch.empty_like(p)

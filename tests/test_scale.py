@@ -1,9 +1,14 @@
 """The numbers of docs/scale.md are those that its program counts, and a step's bytes are what a hand would count."""
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+
+from ssl_zoo.methods import SimCLR
+from tests.test_methods import example
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +37,14 @@ def test_a_step_of_simclr_sends_what_a_hand_counts(scale):
     assert step.optimizer == pytest.approx(4 * weights, rel=0.01)                          # momentum
     row = next(line for line in (ROOT / "docs/scale.md").read_text().splitlines() if "imagenet/simclr" in line)
     assert row == scale.table([scale.traffic([step])[1]]).splitlines()[0]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_optimisers_state_is_counted_whether_its_kernels_are_fused_or_not(scale, fused):
+    method, _ = example(SimCLR, projector=(16, 8))
+    method.optimizer = partial(torch.optim.AdamW, lr=0.1, fused=fused)
+    weights = [p for p in method.parameters() if p.requires_grad]
+    assert scale.optimizer_bytes(method) == sum(2 * p.nbytes + 4 for p in weights)          # two moments and a step
 
 
 def test_pairs_of_one_shard_are_counted(scale):
