@@ -93,6 +93,9 @@ def test_pt2_takes_any_batch_and_size_and_says_what_it_is():
     for batch, height, width in ((1, 16, 16), (5, 16, 16), (2, 33, 50)):
         images = noise(batch, 2, height, width)
         assert close(program(images), features(encoder, images))
+    assert torch.equal(program(images.int()), program(images))
+    with pytest.raises(RuntimeError, match="not implemented for 'Float'"):      # [0, 1] is not taken for 0 to 255
+        program(images / 255)
     assert json.loads(extra["ssl_zoo.json"])["preprocessing"]["channels"] == 2
     assert "- sizes that the file takes: any that the encoder takes" in card(path)
 

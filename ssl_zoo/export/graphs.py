@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from ssl_zoo.encoders import Encoder, check_size
 from ssl_zoo.export.usage import TORCH, Different, Usage, noise, plain
@@ -25,6 +26,17 @@ SLOW = "Same$|Swin|ShiftedWindow"
 PT2 = Usage("import torch", "encoder = torch.export.load(FILE).module()", TORCH)
 ONNX = Usage("import onnxruntime", "session = onnxruntime.InferenceSession(FILE)",
              'features, = session.run(None, {"images": images})', numpy=True)
+
+
+class OfBytes(nn.Module):
+    """An encoder whose graph fails where it is given floats, of which torch.export's would take 0 to 1 for 0 to 255."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder(images & 255)                    # bits, which floats do not have
 
 
 def write_pt2(encoder: Encoder, path: Path, said: dict[str, Any]) -> tuple[dict[str, Any], Usage]:
@@ -63,7 +75,9 @@ def write(encoder: Encoder, path: Path, said: dict[str, Any], save: "Callable[[E
         with_input = said | {"preprocessing": said["preprocessing"] | {"input": "uint8", "sizes": sizes}}
         try:
             with quiet():
-                save(traced(encoder, size, free), with_input)
+                program = traced(OfBytes(encoder) if usage is PT2 else encoder, noise(2, encoder.channels, size, size),
+                                 free)                       # torch.export takes a batch of 1 for a constant
+                save(program, with_input)
                 usage.require_equal(encoder, path, [*batches, (2, 2 * size, size)] if free else batches)
         except Exception as error:   # of torch's tracer, of onnxscript or of onnxruntime
             failed = error
@@ -77,10 +91,9 @@ def write(encoder: Encoder, path: Path, said: dict[str, Any], save: "Callable[[E
                      "many there are, or export it as .safetensors") from failed
 
 
-def traced(encoder: Encoder, size: int, free: bool) -> "ExportedProgram":
+def traced(encoder: nn.Module, images: Tensor, free: bool) -> "ExportedProgram":
     """The encoder's graph for any batch, and for images of any height and width if `free`."""
     from torch.export import Dim
-    images = noise(2, encoder.channels, size, size)          # torch.export takes a batch of 1 for a constant
     shapes = dict.fromkeys(AXES if free else (0,), Dim.DYNAMIC)
     with torch.no_grad():
         program = torch.export.export(encoder, (images,), dynamic_shapes=(shapes,), strict=False)
