@@ -33,6 +33,7 @@ class {name}(Method):
 
     def __init__(self, width: int = 128, **kwargs):
         super().__init__(**kwargs)
+        self.augment.require_views("{name}")
         self.projector = mlp(self.encoder.dim, self.encoder.dim, width)
 
     def training_loss(self, batch: Batch) -> Tensor:
