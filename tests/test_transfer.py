@@ -94,7 +94,10 @@ def test_several_encoders_have_a_line_each_for_every_score_and_are_read_once(her
 def test_a_set_that_is_not_there_or_has_no_labels_does_not_lose_the_others(here, capsys, order):
     sets = [on("nowhere.npz"), ["--data", "ImageFolder", "--data.root", "plain", "--data.evaluation_size", "16",
                                 "--data.workers", "0"], on("colours.npz")][::order]
-    said, early = evaluated(capsys, "one.safetensors", *sum(sets, []))
+    with pytest.raises(SystemExit) as ended:
+        evaluated(capsys, "one.safetensors", *sum(sets, []))
+    assert "not all is there: nowhere.npz" in ended.value.code
+    said, early = capsys.readouterr()
     assert "nowhere.npz will not be measured: no file of images at nowhere.npz" in early
     assert "nowhere.npz was not measured: no file of images at nowhere.npz" in said
     assert "plain was not measured" in said or "plain: left out" in said

@@ -160,6 +160,8 @@ def measure(options: Namespace, sets: Sequence[Sequence[str]], recorded: dict[st
     if measured.unwritten:
         raise OSError(measured.unwritten)
     print(f"the whole table: {folder / 'report.md'}")
+    if measured.failed:                            # said above, each with its reason
+        raise ValueError(f"not all is there: {', '.join(measured.failed)}")
 
 
 def set_up(sets: Mapping[str, Any], how: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
