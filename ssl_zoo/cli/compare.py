@@ -182,7 +182,8 @@ def write(folder: Path, runs: Sequence[Any], measured: Any, options: Namespace, 
     from ssl_zoo.evaluation import comparison_charts, report
     found = side.side_by_side(runs, measured, options.seeds, only=report.SHOWN if options.protocols is None else ())
     lacking = [f"{name} is not in the table: {why}" for name, why in failed.items()]
-    said = [*found.said, *(text for column in measured.columns.values() for text in column.left_out), *lacking]
+    left_out = dict.fromkeys(text for column in measured.columns.values() for text in column.left_out)
+    said = [*found.said, *left_out, *lacking]                                     # what holds for all runs is said once
     pictures = [report.save(folder, "", name, draw()) for name, draw in comparison_charts.pictures(
         runs, found.scores, timed=found.timed).items()] if found.curved else []
     put(folder / "comparison.tex", side.as_latex(found.table))
