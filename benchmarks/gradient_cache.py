@@ -4,7 +4,7 @@ A narrow ResNet on views of 32 pixels; each run is a fork with pages of its own,
 its faster of two steps, forward and backward, and how far its resident pages rose above those before it. The views are
 made before, and are not counted.
 
-    python benchmarks/gradient_cache.py      about 2 minutes of one core, 2 GiB
+    python benchmarks/gradient_cache.py      about 10 minutes of one core, 2 GiB
 """
 
 from functools import partial
@@ -21,7 +21,7 @@ from ssl_zoo.methods import SimCLR
 from ssl_zoo.schedules import WarmupCosine
 from ssl_zoo.views import Augmentation, View, ViewSpec
 
-BATCHES, PLAIN, IMAGES, SIDE = (256, 1024, 4096), (256, 1024), 128, 32
+BATCHES, PLAIN, IMAGES, SIDE = (256, 1024, 4096, 16384, 32768), (256, 1024), 128, 32
 
 
 def built() -> SimCLR:
