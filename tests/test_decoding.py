@@ -166,6 +166,14 @@ def test_images_that_use_a_small_part_of_their_range_are_worth_a_warning(low, hi
         ready(ImageFolder(str(tmp_path / "a"), levels="data", workers=0))
 
 
+def test_a_warning_of_a_few_deep_images_among_others_counts_them(tmp_path):
+    deep_folder(tmp_path / "a", 0, 4095)
+    for i in range(7):
+        Image.fromarray(picture(24, 32)).save(tmp_path / "a" / f"bytes_{i}.png")
+    with pytest.warns(UserWarning, match=r"^the images of more than 8 bits, [1-9]\d* of \d+ that were looked at,"):
+        ready(ImageFolder(str(tmp_path / "a"), workers=0))
+
+
 def test_images_that_would_be_a_single_gray_are_refused_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match=r"values from 0 to 4000, 0\.0% of the .* such as \[0, 4000\]"):
         ready(ImageFolder(str(deep_folder(tmp_path, 0, 4000, kind=np.int32)), workers=0))

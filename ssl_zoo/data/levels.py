@@ -67,7 +67,8 @@ def measured(spreads: Iterable[Spread | None]) -> Levels:
 
 def require_contrast(spreads: Iterable[Spread | None], levels: Levels) -> None:
     """Warn of images that use a small part of their levels; refuse those of which a single gray would be left."""
-    known = [one for one in spreads if one is not None]
+    seen = list(spreads)
+    known = [one for one in seen if one is not None]
     if not known:
         return
     low, high = min(one.low for one in known), max(one.high for one in known)
@@ -77,7 +78,9 @@ def require_contrast(spreads: Iterable[Spread | None], levels: Levels) -> None:
     if share >= FAINT:
         return
     first, last, *ends = (f"{x:.6g}" if isinstance(x, float) else str(x) for x in (low, high, black, white))
-    said = (f"the images have values from {first} to {last}, {share:.1%} of the {' to '.join(ends)} that become black "
+    which = "the images" if len(known) == len(seen) else (
+        f"the images of more than 8 bits, {len(known)} of {len(seen)} that were looked at,")
+    said = (f"{which} have values from {first} to {last}, {share:.1%} of the {' to '.join(ends)} that become black "
             f"and white, which leaves {int(256 * share) + 1} of 256 grays: set levels to data, or to two numbers such "
             f"as [{first}, {last}]")
     if 256 * share < 1:
