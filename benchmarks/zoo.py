@@ -152,14 +152,14 @@ def picture(figures: dict, axis: str, label: str) -> Figure:
         drawn, = axes.plot([mean_of(runs, axis, place) for place in places],
                            [100 * mean_of(runs, "knn_dino", place) for place in places], label=name, marker="o",
                            markersize=3, linewidth=1, color=colour, linestyle=line)
-        ends.append((*drawn.get_xydata()[-1], name, colour))
+        ends.append((*drawn.get_xydata()[-1], name))
     axes.set(title=f"All methods at one budget: {figures['images']:,} images of CIFAR-10, {figures['views']:,} views",
              xlabel=label, ylabel="accuracy of knn_dino, %")
     low, high = axes.get_ylim()
     heights = spread_out([end[1] for end in ends][::-1], low, high, 0.026 * (high - low))[::-1]
-    for (x, y, name, colour), height in zip(ends, heights, strict=True):
+    for (x, y, name), height in zip(ends, heights, strict=True):
         axes.annotate(name, (x, y), (1.04, height), textcoords=("axes fraction", "data"), va="center", fontsize=7,
-                      arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.5, "relpos": (0, 0.5), "shrinkA": 1})
+                      arrowprops={"arrowstyle": "-", "linestyle": ":", "color": "0.5", "relpos": (0, 0.5)})
     return figure
 
 
