@@ -67,7 +67,9 @@ class WithMaps(nn.Module):
         self.encoder, self.mean = encoder, encoder.mean
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.cat([self.encoder(images), self.encoder.maps(images).flatten(1)], 1)
+        maps = self.encoder.maps(images)
+        pooled = type(self.encoder).forward is Encoder.forward           # no second pass for a mean of the same maps
+        return torch.cat([maps.mean((2, 3)) if pooled else self.encoder(images), maps.flatten(1)], 1)
 
 
 def shape_of_maps(encoder: Encoder, size: int) -> tuple[int, ...]:

@@ -121,6 +121,22 @@ def test_maps_stand_beside_the_features_in_a_file_and_in_memory(folder, encoder,
     assert torch.equal(found.features, x)
 
 
+class Largest(NarrowResNet):
+    def forward(self, images):
+        return self.maps(images).amax((2, 3))
+
+
+@pytest.mark.parametrize(("kind", "passes"), [(NarrowResNet, 1), (Largest, 2)])
+def test_maps_cost_a_second_pass_only_where_the_features_are_not_their_mean(kind, passes, monkeypatch):
+    torch.manual_seed(0)
+    encoder, images, calls = kind(4, 2).eval(), torch.rand(3, 3, 16, 16), []
+    expected = torch.cat([encoder(images), encoder.maps(images).flatten(1)], 1)
+    real = encoder.stage_maps
+    monkeypatch.setattr(encoder, "stage_maps", lambda given: calls.append(1) or real(given))
+    assert torch.equal(features.WithMaps(encoder)(images), expected)
+    assert len(calls) == passes
+
+
 def test_maps_that_there_are_not_are_refused_before_anything_is_encoded(folder, encoder):
     with pytest.raises(ValueError, match="a table of text holds no maps: write a .npz or .parquet in place of out.csv"):
         features.embed_to_file(encoder, "my_images", "out.csv", workers=0, maps=True)
