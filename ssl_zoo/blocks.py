@@ -155,7 +155,7 @@ def by_rows(function: Callable[..., Tensor], matrices: tuple[Products, ...], col
 
 
 def by_images(function: Callable[..., Tensor], products: int, *images: Tensor) -> Tensor:
-    """function(*images) for some images at a time, and once more for these in the backward pass.
+    """function(*images) for some images at a time, and once more for these in the backward pass if there is one.
 
     Args:
         function: gives a number for each image.
@@ -165,4 +165,5 @@ def by_images(function: Callable[..., Tensor], products: int, *images: Tensor) -
     if len(images[0]) * products <= PLAIN:
         return function(*images)
     few = max(1, BLOCK.get(images[0].device.type, BLOCK["cpu"]) // products)
-    return torch.cat([again(function, *some) for some in zip(*(x.split(few) for x in images), strict=True)])
+    once = again if torch.is_grad_enabled() else lambda function, *some: function(*some)
+    return torch.cat([once(function, *some) for some in zip(*(x.split(few) for x in images), strict=True)])

@@ -4,12 +4,13 @@ MoCHi mixes negatives from a queue's hardest keys, arXiv:2010.01028, sec. 3.3. F
 apart, arXiv:2108.02982, and HaLP moves them towards other clusters, arXiv:2304.00387.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ssl_zoo import distributed
 from ssl_zoo.blocks import Products, blocks, by_images
@@ -71,15 +72,59 @@ def hardest_keys(query: Tensor, queue: Tensor, hardest: int) -> Tensor:
     if hardest > len(queue):
         raise ValueError(f"a queue of {len(queue)} keys has no {hardest} hardest: lower hardest, or lengthen the queue")
     query = F.normalize(query, dim=-1)
-    return torch.cat([(query[block] @ queue.T).topk(hardest).indices for block in blocks(query, queue)])
+    return torch.cat([largest(query[block] @ queue.T, hardest) for block in blocks(query, queue)])
+
+
+def largest(numbers: Tensor, count: int) -> Tensor:
+    """The places [R, count] of the largest numbers of each row [R, K], the largest first.
+
+    They are in no more than `count` groups of 8 columns: those whose own largest number is largest. That takes half the
+    time of a search in all numbers, for 1,024 of 65,536.
+    """
+    rows, columns = numbers.shape
+    if columns % 8 or 16 * count > columns:
+        return numbers.topk(count).indices
+    groups = columns // 8
+    group = numbers.view(rows, 8, groups).amax(1).topk(count, sorted=False).indices                # [R, count]
+    places = (group[:, None] + torch.arange(0, columns, groups, device=numbers.device)[:, None]).flatten(1)
+    return places.gather(1, numbers.gather(1, places).topk(count).indices)
+
+
+class NamedProducts(torch.autograd.Function):
+    """The scalar products [B, N] of each row [B, D] with keys [K, D] of its own, which `places` [B, N] names.
+
+    Their gradient is a mean of keys by weights, which needs no copy of the keys.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, keys: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(keys, places)
+        return by_images(lambda row, place: torch.einsum("bd,bnd->bn", row, F.embedding(place, keys)),
+                         2 * places.shape[1] * keys.shape[1], rows, places)        # half a block: 1.4 times as fast
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        keys, places = ctx.saved_tensors
+        return F.embedding_bag(places, keys, mode="sum", per_sample_weights=grad), None, None
 
 
 @torch.no_grad()
-@full_precision
-def mixed_negatives(query: Tensor, queue: Tensor, places: Tensor, mixture: Mixture) -> Tensor:
-    """Mix the negatives [B, s + s', D], unit norm: those of two keys first.
+def mixed_lengths(queue: Tensor, first: Tensor, second: Tensor, share: Tensor) -> Tensor:
+    """The lengths [B, s] of share * one key of the queue [K, D] + (1 - share) * another, whose places are [B, s]."""
+    def of(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
+        one, other = F.embedding(first, queue), F.embedding(second, queue)                     # [b, s, D]
+        return torch.linalg.vector_norm(torch.lerp(other, one, share[..., None]), dim=-1)
+    return by_images(of, 6 * first.shape[1] * queue.shape[1], first, second, share)            # half a block, as above
 
-    They are constants: no gradient passes through them, as in all public implementations. The paper does not say.
+
+@full_precision
+def hard_similarities(query: Tensor, queue: Tensor, places: Tensor, mixture: Mixture) -> Tensor:
+    """The cosines [B, s + s'] of each query with negatives that are mixed for it: those of two keys first.
+
+    Mixed negatives are constants: no gradient passes through them, as in all public implementations. The paper does not
+    say. They are not made: the product of a query with a sum is the sum of those with its parts, and the length of the
+    sum divides it.
 
     Args:
         query: [B, D], any scale.
@@ -88,26 +133,19 @@ def mixed_negatives(query: Tensor, queue: Tensor, places: Tensor, mixture: Mixtu
         mixture: which of them are mixed, and in which shares.
     """
     query = F.normalize(query, dim=-1)
-    first, second, single = (F.embedding(places.gather(1, drawn), queue)           # 2.6 times as fast as indexing
-                             for drawn in (mixture.first, mixture.second, mixture.single))
-    between = torch.lerp(second, first, mixture.first_share[..., None].to(first))        # [B, s, D]
-    towards = torch.lerp(single, query[:, None], mixture.query_share[..., None].to(single))   # [B, s', D]
-    return F.normalize(torch.cat([between, towards], 1), dim=-1)
+    cosines = NamedProducts.apply(query, queue, places)                                        # [B, N]
+    share, query_share = mixture.first_share.to(cosines), mixture.query_share.to(cosines)
+    first, second, single = (cosines.gather(1, drawn) for drawn in (mixture.first, mixture.second, mixture.single))
+    lengths = mixed_lengths(queue, places.gather(1, mixture.first), places.gather(1, mixture.second), share)
+    squares = 1 - 2 * query_share * (1 - query_share) * (1 - single.detach())
+    sums = torch.lerp(second, first, share), single + query_share * (1 - single)     # the query with itself makes 1
+    return torch.cat(sums, 1) / torch.cat([lengths, squares.clamp_min(0).sqrt()], 1).clamp_min(1e-6)   # 0 if opposite
 
 
 @full_precision
 def mixed_similarities(query: Tensor, negatives: Tensor) -> Tensor:
     """The cosines [B, s] of each query [B, D], any scale, with negatives of its own [B, s, D], unit norm."""
     return torch.einsum("bd,bsd->bs", F.normalize(query, dim=-1), negatives)
-
-
-@full_precision
-def hard_similarities(query: Tensor, queue: Tensor, places: Tensor, mixture: Mixture) -> Tensor:
-    """The `mixed_similarities` [B, s + s'] of queries with `mixed_negatives`, which are made for a few at a time."""
-    def of(query: Tensor, places: Tensor, *drawn: Tensor) -> Tensor:
-        return mixed_similarities(query, mixed_negatives(query, queue, places, Mixture(*drawn)))
-    mixed = mixture.first.shape[1] + mixture.single.shape[1]
-    return by_images(of, 5 * mixed * queue.shape[1], query, places, *mixture)    # its keys, and steps between
 
 
 @full_precision

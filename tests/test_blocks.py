@@ -360,7 +360,7 @@ def mochi(query, queue, temperature):
 def test_mochi_in_blocks_is_that_of_the_whole(monkeypatch, dtype, tolerance):
     query, queue = normal(9, 4).to(dtype), normalize(normal(31, 4, seed=1), dim=1).to(dtype)
     whole = with_slope(lambda z, t: mochi(z, queue, t), query, 0.2)
-    monkeypatch.setitem(blocks.BLOCK, "cpu", 450)                              # mixtures of two queries, 5 x 2 x 11 x 4
+    monkeypatch.setitem(blocks.BLOCK, "cpu", 450)                              # of three queries' pairs, 3 x 6 x 6 x 4
     monkeypatch.setattr(blocks, "PLAIN", 0)
     with Largest() as seen:
         found = with_slope(lambda z, t: mochi(z, queue, t), query, 0.2)

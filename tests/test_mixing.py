@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from ssl_zoo import distributed
+from ssl_zoo import blocks, distributed
 from ssl_zoo.distributed import Key
 from ssl_zoo.losses import contrast, queue_similarities
-from ssl_zoo.mixing import Mixture, draw_mixture, hardest_keys, mixed_negatives, mixed_similarities
+from ssl_zoo.mixing import Mixture, draw_mixture, hard_similarities, hardest_keys, largest, mixed_similarities
 from tests.test_losses import QUEUE, TOY, TOY_TOO, normal
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def none(batch=1):
 
 
 def mix(query, queue, hardest, drawn):
-    return mixed_negatives(query, queue, hardest_keys(query, queue, hardest), drawn)
+    return hard_similarities(query, queue, hardest_keys(query, queue, hardest), drawn)
 
 
 def mixed_with_query(query, key, share):
@@ -42,16 +42,36 @@ def mixed_pair(query, keys, share):
     return mix(query, keys, 2, drawn)[0, 0]
 
 
+def written(query, queue, hardest, drawn):
+    """The cosines [B, s + s'] with mixtures that are made one by one."""
+    rows = []
+    for i, q in enumerate(normalize(query, dim=-1)):
+        keys = sorted(queue.detach(), key=lambda k, q=q: -(k @ q).item())[:hardest]
+        mixed = [a * keys[j] + (1 - a) * keys[k]
+                 for j, k, a in zip(drawn.first[i], drawn.second[i], drawn.first_share[i].double(), strict=True)]
+        mixed += [b * q.detach() + (1 - b) * keys[j]
+                  for j, b in zip(drawn.single[i], drawn.query_share[i].double(), strict=True)]
+        rows.append(torch.stack([q @ (m / m.norm()) for m in mixed]))
+    return torch.stack(rows)
+
+
 def test_the_hardest_keys_of_each_toy_query_are_its_own():
-    for places, query in zip([[3, 0, 1], [4, 1, 2], [2, 5, 4], [0, 3, 5]], TOY, strict=True):
-        for rank, place in enumerate(places):
-            drawn = none()._replace(single=torch.full((1, 1), rank), query_share=torch.zeros(1, 1))
-            assert torch.allclose(mix(query[None], QUEUE, 3, drawn)[0, 0], QUEUE[place])
+    assert hardest_keys(TOY, QUEUE, 3).tolist() == [[3, 0, 1], [4, 1, 2], [2, 5, 4], [0, 3, 5]]
+
+
+@pytest.mark.parametrize("columns", [3, 64, 65, 320, 328])
+@pytest.mark.parametrize("count", [1, 2, 4, 20])
+def test_the_largest_numbers_are_those_that_sorting_finds(columns, count):
+    numbers, count = normal(6, columns), min(count, columns)
+    assert torch.equal(largest(numbers, count), numbers.argsort(1, descending=True)[:, :count])
+    equal = numbers.round()                                                   # of equal numbers any may be found
+    places = largest(equal, count)
+    assert torch.equal(equal.gather(1, places), equal.sort(1, descending=True).values[:, :count])
+    assert all(len(set(row)) == count for row in places.tolist())
 
 
 def test_mixed_negatives_of_the_toy_queue_have_the_references_cosines_and_loss():
-    mixed = mix(TOY, QUEUE, 3, FIXED)
-    cosines = mixed_similarities(TOY, mixed)
+    cosines = mix(TOY, QUEUE, 3, FIXED)
     expected = [[0.929317, 0.760306, 0.989296, 0.946056, 0.973698], [0.992944, 0.548675, 0.969910, 0.995114, 0.997322],
                 [0.862352, 0.838173, 0.973290, 0.892105, 0.948550], [0.756308, 0.942049, 0.925128, 0.805613, 0.907446]]
     assert torch.allclose(cosines, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-6)
@@ -66,9 +86,8 @@ def test_mixed_negatives_of_the_toy_queue_have_the_references_cosines_and_loss()
 def test_without_mixed_negatives_the_loss_is_mocos():
     positive, negative = queue_similarities(TOY, TOY_TOO, QUEUE)
     mixed = mix(TOY, QUEUE, 3, none(4))
-    assert mixed.shape == (4, 0, 3)
-    loss = contrast(positive, negative._replace(besides=mixed_similarities(TOY, mixed)), 0.2).item()
-    assert loss == pytest.approx(0.860302825, abs=1e-9)
+    assert mixed.shape == (4, 0)
+    assert contrast(positive, negative._replace(besides=mixed), 0.2).item() == pytest.approx(0.860302825, abs=1e-9)
 
 
 @pytest.mark.parametrize(("share", "cosines"), [
@@ -78,7 +97,7 @@ def test_without_mixed_negatives_the_loss_is_mocos():
 def test_a_key_mixed_with_its_query_is_as_near_as_the_closed_form_says(share, cosines):
     for c, expected in zip([0, 0.5, 0.9, -0.5], cosines, strict=True):
         query, key = floats(1, 0), floats(c, math.sqrt(1 - c * c))
-        assert mixed_with_query(3 * query, key, share)[0].item() == pytest.approx(expected, abs=1e-9)
+        assert mixed_with_query(3 * query, key, share).item() == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(("between", "cosine"), [(0.5, 0.692820323), (0.2, 0.774596669), (-0.28, 1.0)])
@@ -87,25 +106,42 @@ def test_a_pair_mixed_in_equal_shares_is_as_near_as_the_closed_form_says(between
     turn = math.acos((between - 0.36) / (height * height))          # both at a cosine of 0.6 with the query
     keys = torch.cat([floats(0.6, height, 0), floats(0.6, height * math.cos(turn), height * math.sin(turn))])
     assert (keys[0] @ keys[1]).item() == pytest.approx(between)
-    mixed = mixed_pair(floats(1, 0, 0), keys, 0.5)
-    assert mixed[0].item() == pytest.approx(cosine, abs=1e-9)
+    assert mixed_pair(floats(1, 0, 0), keys, 0.5).item() == pytest.approx(cosine, abs=1e-9)
 
 
 def test_the_share_of_a_pair_is_the_first_ones():
     keys = torch.eye(3, dtype=torch.float64)[1:]
-    query = floats(0, 0.9, 0.1)                                     # the first key is the hardest
-    assert torch.allclose(mixed_pair(query, keys, 0.75), normalize(floats(0, 0.75, 0.25))[0])
-    assert torch.allclose(mixed_pair(query, keys, 0.0), keys[1])
+    query = normalize(floats(0, 0.9, 0.1))                          # the first key is the hardest
+    assert mixed_pair(query, keys, 0.75).item() == pytest.approx((query[0] @ normalize(floats(0, 3, 1))[0]).item())
+    assert mixed_pair(query, keys, 0.0).item() == pytest.approx(query[0, 2].item())
 
 
-def test_mixed_negatives_have_unit_norm_and_no_gradient_and_leave_the_queue_alone():
+@pytest.mark.parametrize("piece", [None, 1, 300])
+def test_cosines_and_gradients_are_those_of_mixtures_that_are_constants(monkeypatch, piece):
+    if piece is not None:
+        monkeypatch.setitem(blocks.BLOCK, "cpu", piece)             # 300: of two images
+        monkeypatch.setattr(blocks, "PLAIN", 0)
     query, queue = normal(7, 5).requires_grad_(), normalize(normal(20, 5, seed=1), dim=-1).requires_grad_()
-    before = queue.detach().clone()
-    mixed = mix(query, queue, 8, draw_mixture(Key(0, 0, 0, 0), 7, 8, 6, 4, CPU))
-    assert mixed.shape == (7, 10, 5)
-    assert torch.allclose(mixed.norm(dim=-1), torch.ones(7, 10).double(), atol=1e-6)
-    assert not mixed.requires_grad
+    before, weight = queue.detach().clone(), normal(7, 10, seed=2)
+    drawn = draw_mixture(Key(0, 0, 0, 0), 7, 8, 6, 4, CPU)
+    found, expected = mix(query, queue, 8, drawn), written(query, queue, 8, drawn)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    (slope, nothing), (other, _) = (torch.autograd.grad((cosines * weight).sum(), (query, queue), allow_unused=True)
+                                    for cosines in (found, expected))
+    assert torch.allclose(slope, other, rtol=0, atol=1e-12)
+    assert nothing is None
     assert torch.equal(queue, before)
+
+
+def test_of_two_opposite_keys_in_equal_shares_nothing_is_left_but_a_number():
+    keys = normalize(floats(0.3, 0.2, 0.9).float())
+    drawn = none()._replace(first=torch.tensor([[0]]), second=torch.tensor([[1]]), first_share=torch.tensor([[0.5]]),
+                            single=torch.tensor([[1]]), query_share=torch.tensor([[0.49999997]]))
+    query = keys.clone().requires_grad_()
+    cosines = mix(query, torch.cat([keys, -keys]), 2, drawn)
+    cosines.sum().backward()
+    assert cosines.abs().max() <= 1.01
+    assert query.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("query_scale", [1, 5])
@@ -168,7 +204,9 @@ def test_a_gradient_repels_a_query_from_a_mixture_more_strongly_where_that_stand
     pushes = []
     for follows in (False, True):
         query = floats(1, 0).requires_grad_()
-        mixed = normalize(share * query + (1 - share) * key) if follows else mixed_with_query(query, key, share)[None]
-        mixed_similarities(query, mixed[:, None]).sum().backward()
+        if follows:
+            mixed_similarities(query, normalize(share * query + (1 - share) * key)[:, None]).sum().backward()
+        else:
+            mixed_with_query(query, key, share).backward()
         pushes.append(query.grad[0, 1].item())
     assert pushes[1] / pushes[0] == pytest.approx(0.807692308, abs=1e-9)
