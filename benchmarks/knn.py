@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ from lightly.utils.benchmarking.knn import knn_predict
 from record import record
 from torch import Tensor
 
+from ssl_zoo.evaluation import nearest as module
 from ssl_zoo.evaluation.features import Features
 from ssl_zoo.evaluation.health import alignment, feature_std, rankme, similarities, tolerance, uniformity
 from ssl_zoo.evaluation.knn import VOTES, knn_classes
@@ -64,7 +66,12 @@ def candidates(queries: int) -> dict[str, Callable[[], Any]]:
 def searches(queries: int) -> dict[str, Callable[[], Tensor]]:
     """The places [M, 200] of the nearest, by faiss if it is installed."""
     bank, test = features(50_000, 512, 0).x, features(queries, 512, 1).x
-    found: dict[str, Callable[[], Tensor]] = {"ssl_zoo, the nearest alone": lambda: nearest(test, bank, 200)[1]}
+
+    def slow() -> Tensor:
+        with mock.patch.object(module, "fast_bfloat16", return_value=False):
+            return nearest(test, bank, 200)[1]
+    found = {"ssl_zoo, the nearest alone": lambda: nearest(test, bank, 200)[1],
+             "ssl_zoo, the nearest alone, without bfloat16": slow}
     with contextlib.suppress(ImportError):
         import faiss
         faiss.omp_set_num_threads(1)

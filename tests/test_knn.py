@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import normalize
 
 from ssl_zoo.evaluation import nearest as module
 from ssl_zoo.evaluation.features import Features
@@ -49,13 +50,13 @@ def brute_force(queries, bank, k):
     return (unit[0] @ unit[1].T).topk(min(k, len(bank)))
 
 
-WAYS = ["search", "sieve", "sort"]
+WAYS = ["search", "guessing", "sieve", "sort"]
 
 
 @pytest.fixture(params=WAYS)
 def way(request, monkeypatch):
-    """Small tiles, and one of the searches: by exact products alone, with rough ones first, or a GPU's."""
-    for name, value in (("TILE_QUERIES", 6), ("TILE_ROWS", 16), ("SAMPLE", 32)):
+    """Small tiles, and one of the searches: by exact products, with a guess, with rough ones first, or a GPU's."""
+    for name, value in (("TILE_QUERIES", 6), ("TILE_ROWS", 16), ("SAMPLE", 8 if request.param == "guessing" else 32)):
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(module, "fast_bfloat16", lambda: request.param == "sieve")
     if request.param == "sort":
@@ -115,16 +116,29 @@ def sieved(monkeypatch):
     return asked
 
 
-def test_rough_products_settle_nearly_all_queries(monkeypatch):
+@pytest.mark.parametrize(("fast", "rows"), [(True, 20000), (False, 40000)])
+def test_a_guess_settles_nearly_all_queries(monkeypatch, fast, rows):
     """At the true sizes: the few that the guess misses are searched for again."""
-    monkeypatch.setattr(module, "fast_bfloat16", lambda: True)
-    bank, queries = normal(20000, 32).float(), normal(700, 32, seed=1).float()
+    monkeypatch.setattr(module, "fast_bfloat16", lambda: fast)
+    bank, queries = normal(rows, 32).float(), normal(700, 32, seed=1).float()
     asked = sieved(monkeypatch)
     cosines, places = nearest(queries, bank, 50)
     expected = brute_force(queries, bank, 50)
     assert sum(asked) < 20
     assert torch.allclose(cosines.double(), expected.values, atol=1e-6)
     assert (places == expected.indices).float().mean() > 0.999       # float32 swaps a few that are equally near
+
+
+@pytest.mark.parametrize("find", [module.search, module.sieve])
+def test_queries_of_which_the_guess_is_too_high_are_searched_for_again(monkeypatch, find):
+    bank, queries = normalize(normal(400, 24), dim=1), normalize(normal(9, 24, seed=1), dim=1)
+    asked, expected = sieved(monkeypatch), brute_force(queries, bank, 5)
+    sample = bank[expected.indices[0, :4]]                            # the second best of them is the guess
+    cosines, places = module.guessing(queries, bank, torch.ones(400).double(), 5, sample, find)
+    assert 0 < asked[-1] < 9
+    found = module.nearest_first(cosines, places, None)
+    assert torch.equal(found[1], expected.indices)
+    assert torch.allclose(found[0], expected.values, atol=1e-12)
 
 
 @pytest.mark.parametrize("place", ["front", "back"])
@@ -144,7 +158,7 @@ def test_cosines_nearer_to_each_other_than_bfloat16_tells_are_told_apart(way, mo
     expected = brute_force(queries, bank, 5)
     assert expected.values.min() > 1 - 1e-4
     assert torch.equal(nearest(queries, bank, 5)[1], expected.indices)
-    assert way == "sort" or sum(asked) >= 9                           # one by one, not a dot product for each pair
+    assert way != "sieve" or sum(asked) >= 9                          # one by one, not a dot product for each pair
 
 
 @pytest.mark.parametrize("sign", [-1, 0])
