@@ -167,6 +167,8 @@ def test_what_is_chosen_for_other_methods_trains(images, method):
     (["empty"], "no images in "), (["one"], "one has 1 image to train on, and an encoder learns from comparing them"),
     (["my_images", "--method", "MoCoo"], "there is no recipe for folders of the method MoCoo; did you mean MoCo?"),
     (["my_images", "--method"], "--method needs a value"),
+    (["my_images", "--method", "MoCo", "--method", "SwAV"], "--method is given twice"),
+    (["my_images", "--metod", "MoCo"], "there is no option --metod; did you mean --method?"),
     (["--method", "MoCo"], "--method goes with a folder of images, which comes first"),
     (["my_images", "--config", "quickstart"], "my_images gets a recipe of its own, and --config names another")])
 def test_what_cannot_be_is_said_in_one_sentence_and_leaves_nothing(images, arguments, said):

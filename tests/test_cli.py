@@ -280,7 +280,7 @@ def test_named_views_are_spelt_out_in_the_printed_and_in_the_saved_configuration
 
 
 def test_views_of_an_unknown_name_get_the_names_that_there_are(recipe):
-    assert re.search("views: expected one of 'simclr', 'simclr_32', .*'pixpro_32'$",
+    assert re.search("views: expected one of 'simclr', 'simclr_32', .*'pixpro_32', not simclr_33$",
                      refusal(recipe, "--model.augment.views", "simclr_33"))
 
 

@@ -100,6 +100,11 @@ def steps(said):
     return [int(step) for step in re.findall(r"going on from \S+, step (\d+)", said)]
 
 
+def test_a_checkpoint_that_is_given_to_resume_is_told_where_it_belongs(recipe):
+    assert refusal(recipe, "--resume", "nowhere.ckpt") == (
+        "ssl-zoo: resume: expected one of 'auto', not nowhere.ckpt; --ckpt_path takes a checkpoint's path")
+
+
 def test_resume_auto_goes_on_from_the_newest_whole_checkpoint_or_starts(recipe, capsys):
     recipe["trainer"]["num_sanity_val_steps"] = 0
     first = fit(recipe, "--resume", "auto", "--trainer.max_epochs", "1")

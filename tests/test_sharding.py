@@ -133,7 +133,7 @@ def test_images_are_reduced_and_small_jpegs_left_as_they_are(folder):
 def test_an_unreadable_image_is_left_out_and_named(folder, capsys):
     (folder / "train/cat/broken.jpg").write_bytes(b"no image")
     shard("images", "out", "--size", "32")
-    assert "left out: 1 images that could not be read: 1 broken; such as" in capsys.readouterr().out
+    assert "left out: 1 image that could not be read: 1 broken; such as" in capsys.readouterr().out
     assert json.loads(Path("out/train/index.json").read_text())["images"] == 14
     assert "broken.jpg cannot be read" in ready(ImageShards("out", workers=0)).summary
 

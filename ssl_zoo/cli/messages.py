@@ -118,7 +118,8 @@ def parse_error(message: str) -> str:
     text = ("; ".join(dict.fromkeys(line for line in wrong if line not in choices)) or "; ".join(choices)
             or (found := re.search("Expected a .* Got value: .*", message)) and found[0] or message)
     if choice := re.search(r"Expected a typing.Literal\[(.+)\]", text):
-        text = f"expected one of {choice[1]}"
+        given = re.search(r"Given value: (.+)", message)
+        text = f"expected one of {choice[1]}" + (f", not {given[1]}" if given else "")
     if unknown := re.search(r"Expected a dot import path string: (\w+)", text):
         names = [name for family in FAMILIES for name in dir(import_module(f"ssl_zoo.{family}"))]
         near = difflib.get_close_matches(unknown[1], names, n=1)
@@ -134,6 +135,8 @@ def parse_error(message: str) -> str:
                     f"**kwargs and call super().__init__(**kwargs) ({line_of(getattr(import_module(module), name))})")
         near = difflib.get_close_matches(option[1] or option[2], takes, n=1)
         text += f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(takes)}"
+    if where == ["resume"]:
+        text += "; --ckpt_path takes a checkpoint's path"
     return ": ".join([" > ".join(where), text] if where else [text])
 
 

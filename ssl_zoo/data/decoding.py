@@ -24,6 +24,7 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ssl_zoo.data import jpeg
+from ssl_zoo.data.tree import counted
 
 Found = TypeVar("Found")
 Levels = Literal["file"] | tuple[float, float]
@@ -166,7 +167,7 @@ class LeftOut:
     @property
     def sentences(self) -> list[str]:
         """For a report."""
-        return [f"{len(self.unread)} images that could not be read: {self.kinds}; such as {why.sentence}"
+        return [f"{counted(len(self.unread), 'image')} that could not be read: {self.kinds}; such as {why.sentence}"
                 for why in list(self.unread.values())[:1]]
 
 
@@ -396,5 +397,4 @@ def exif_orientation(file: Any) -> int:
 
 def jpeg2000_bits(content: bytes) -> int:
     """The bits of a sample, which stand in the header of the code stream."""
-    start = content.index(b"\xff\x4f\xff\x51")
-    return (content[start + 42] & 127) + 1
+    return (content[content.index(b"\xff\x4f\xff\x51") + 42] & 127) + 1
