@@ -132,6 +132,7 @@ class SideBySide(NamedTuple):
 
     runs: Sequence[Run]
     scores: Mapping[str, bool]         # those shown, and whether they are written in percent
+    columns: Mapping[str, Mapping[str, Samples]]     # the scores of each arm's seeds
     table: Sequence[Sequence[str]]
     tests: "Sequence[Test]"
     said: Sequence[str]                # sentences that a reader should know
@@ -160,6 +161,8 @@ class SideBySide(NamedTuple):
     def as_plain(self) -> dict[str, Any]:
         """For JSON."""
         return {"format": 1, "table": self.table,
+                "scores": {arm: {name: [finite(score.value) for score in found[name]] for name in self.scores
+                                 if name in found} for arm, found in self.columns.items()},
                 "tests": [{**test._asdict(), "difference": finite(test.difference)} for test in self.tests],
                 "runs": [{"recipe": run.arm, "seed": run.seed, "folder": str(run.folder), "provenance": run.provenance}
                          for run in self.runs]}
@@ -182,8 +185,8 @@ def side_by_side(runs: Sequence[Run], measured: report.Comparison, asked: int, o
     if not uncurved:
         columns |= untrained(runs)
     tests = paired_tests(runs, measured.scores, [name for name, percent in scores.items() if percent])
-    return SideBySide(runs, scores, table(runs, columns, scores, asked=asked, timed=not untimed), tests, said,
-                      not untimed, not uncurved)
+    lines = table(runs, columns, scores, asked=asked, timed=not untimed)
+    return SideBySide(runs, scores, columns, lines, tests, said, not untimed, not uncurved)
 
 
 def arms(runs: Iterable[Run]) -> list[str]:
