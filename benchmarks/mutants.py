@@ -182,7 +182,7 @@ MUTANTS = [
     Mutant("mixing.py", "torch.cat([lengths,", "torch.cat([torch.ones_like(lengths),",
            "test_mixing.py::test_cosines_and_gradients_are_those_of_mixtures_that_are_constants",
            "mixtures of two keys are shorter than 1"),
-    Mutant("mixing.py", "(1 - single.detach())", "(1 - single)",
+    Mutant("mixing.py", "(1 + single.detach())", "(1 + single)",
            "test_mixing.py::test_cosines_and_gradients_are_those_of_mixtures_that_are_constants",
            "a mixture follows its query"),
     Mutant("mixing.py", ".amax(1).topk(count, sorted=False)", ".amin(1).topk(count, sorted=False)",
@@ -190,6 +190,13 @@ MUTANTS = [
            "the hardest keys are sought in the wrong groups"),
     Mutant("mixing.py", "distributed.mine(part)", "part[:batch]",
            "test_mixing.py::test_two_processes_share_the_draw_of_one", "all processes mix alike"),
+    # neighbours
+    Mutant("evaluation/nearest.py", "if missed.any():", "if missed.all():",
+           "test_knn.py::test_queries_of_which_the_guess_is_too_high_are_searched_for_again",
+           "a guess that is too high loses neighbours"),
+    Mutant("evaluation/nearest.py", "cosines.masked_fill_(cosines < wrong, -torch.inf)", "cosines",
+           "test_knn.py::test_neighbours_at_right_angles_are_all_found",
+           "neighbours at right angles are lost"),
     # schedules and optimiser
     Mutant("schedules.py", "if progress < self.warmup:", "if progress <= self.warmup:",
            "test_schedules.py::test_without_warmup_it_is_half_a_cosine_from_one_to_zero",

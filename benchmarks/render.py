@@ -26,6 +26,8 @@ PEERS = r"\| views \| pipeline \|.*\|"
 FAST = r"\| setting \| NarrowResNet \| ResNet-18 \|"
 ZOO = r"\| method \| seeds \| steps \|.*\|"
 LOSSES = r"\| loss \| size \|.*\|"
+DENSE = r"\| encoder \| mean IoU, % \|.*\|"
+SMALL = r"\| method \| batch of 32, % \| batch of 256, % \|.*\|"
 LOADED = r"\| images \| from \|.*\|"
 SURVIVED = r"\| what happened \| survived \| steps done twice: mean, most \|"
 
@@ -115,6 +117,8 @@ def page(text: str) -> str:
     text = with_rows(text, PEERS, lambda rows: (RESULTS / "peers.md").read_text().splitlines()[4:])
     text = with_rows(text, ZOO, lambda rows: (RESULTS / "zoo.md").read_text().splitlines()[4:])
     text = with_rows(text, LOSSES, lambda rows: compared(figures("losses")))
+    text = with_rows(text, DENSE, lambda rows: by_maps(figures("dense")))
+    text = with_rows(text, SMALL, lambda rows: by_batch(figures("small_batches")["runs"]))
     return re.sub(r"(?s)(?<=\n## Rules\n\n).*?(?=\n## )", lambda _: rules(), text)
 
 
@@ -167,6 +171,20 @@ def compared(found: dict[str, Any]) -> list[str]:
             time, memory = (one[f"{what} to lightly's"] for what in ("time", "memory"))
             rows.append(f"| {name} | {size} | {one['seconds']:.2f} | {one['MiB']:,} | {time:.2f} | {memory:.3f} |")
     return rows
+
+
+def by_maps(found: dict[str, Any]) -> list[str]:
+    """A row for each encoder of the dense benchmark, the best first."""
+    shares = sorted(found["mean_iou"].items(), key=lambda item: -mean(item[1]))
+    return [f"| {name} | {spread([100 * share for share in seeds])} | {len(seeds)} |" for name, seeds in shares]
+
+
+def by_batch(found: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """A row for each method of the benchmark of batches."""
+    methods = dict.fromkeys(name.partition(",")[0] for name in found)
+    runs = {name: [found[f"{name}, batch {batch}"] for batch in (32, 256)] for name in methods}
+    return [f"| {name} | " + " | ".join(spread([100 * run["knn_instdisc"]["trained"] for run in one]) for one in both)
+            + f" | {min(map(len, both))} |" for name, both in runs.items()]
 
 
 def race(found: dict[str, Any]) -> list[str]:

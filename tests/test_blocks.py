@@ -351,7 +351,7 @@ def test_the_mean_of_products_needs_no_matrix():
 def mochi(query, queue, temperature):
     """MoCHi's loss of queries whose keys are their own, mixed from the 8 hardest of the queue."""
     hardest = hardest_keys(query, queue, 8)
-    drawn = draw_mixture(Key(0, 0, 0, 0), len(query), 8, 6, 5, query.device)
+    drawn = draw_mixture(Key(0, 0, 0, 0), len(query), 8, 8, 5, query.device)
     positive, negative = queue_similarities(query, query.detach().tanh(), queue)
     return contrast(positive, negative._replace(besides=hard_similarities(query, queue, hardest, drawn)), temperature)
 
@@ -360,7 +360,7 @@ def mochi(query, queue, temperature):
 def test_mochi_in_blocks_is_that_of_the_whole(monkeypatch, dtype, tolerance):
     query, queue = normal(9, 4).to(dtype), normalize(normal(31, 4, seed=1), dim=1).to(dtype)
     whole = with_slope(lambda z, t: mochi(z, queue, t), query, 0.2)
-    monkeypatch.setitem(blocks.BLOCK, "cpu", 450)                              # of three queries' pairs, 3 x 6 x 6 x 4
+    monkeypatch.setitem(blocks.BLOCK, "cpu", 450)                              # of two queries' pairs, 2 x 6 x 8 x 4
     monkeypatch.setattr(blocks, "PLAIN", 0)
     with Largest() as seen:
         found = with_slope(lambda z, t: mochi(z, queue, t), query, 0.2)

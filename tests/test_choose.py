@@ -168,6 +168,7 @@ def test_what_is_chosen_for_other_methods_trains(images, method):
     (["my_images", "--method", "MoCoo"], "there is no recipe for folders of the method MoCoo; did you mean MoCo?"),
     (["my_images", "--method"], "--method needs a value"),
     (["my_images", "--method", "MoCo", "--method", "SwAV"], "--method is given twice"),
+    (["my_images", "--metod=MoCo"], "there is no option --metod; did you mean --method?"),
     (["my_images", "--metod", "MoCo"], "there is no option --metod; did you mean --method?"),
     (["--method", "MoCo"], "--method goes with a folder of images, which comes first"),
     (["my_images", "--config", "quickstart"], "my_images gets a recipe of its own, and --config names another")])

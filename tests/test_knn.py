@@ -109,7 +109,7 @@ def test_the_nearest_are_those_of_scikit_learn():
 
 
 def sieved(monkeypatch):
-    """The queries that the rough products do not settle."""
+    """How many queries each search by exact products alone was asked for."""
     asked = []
     search = module.search
     monkeypatch.setattr(module, "search", lambda queries, *rest: asked.append(len(queries)) or search(queries, *rest))
@@ -163,12 +163,22 @@ def test_cosines_nearer_to_each_other_than_bfloat16_tells_are_told_apart(way, mo
 
 @pytest.mark.parametrize("sign", [-1, 0])
 def test_neighbours_that_point_away_are_found_in_order(way, sign):
-    """The guess of the rough search is never negative: what is nearest at less is searched for."""
+    """The rough search looks for nothing below 0: what is nearest at less is searched for."""
     bank = torch.cat([normal(300, 3) * 0.3, torch.full((300, 1), float(sign))], 1)
     queries = torch.cat([0.2 * normal(8, 3, seed=1), torch.ones(8, 1)], 1)
     expected = brute_force(queries, bank, 5)
     assert (expected.values.max() < 0) == (sign < 0)
     assert torch.equal(nearest(queries, bank, 5)[1], expected.indices)
+
+
+def test_neighbours_at_right_angles_are_all_found(monkeypatch):
+    """Where the k-th cosine is smaller than what a rough one may be wrong by, of either sign."""
+    monkeypatch.setattr(module, "fast_bfloat16", lambda: True)
+    query, bank = normalize(normal(1, 128), dim=1), normal(9000, 128, seed=1)
+    cosines = torch.cat([torch.linspace(-2e-4, 2e-4, 60).double(), torch.linspace(-0.5, -0.05, 8940).double()])
+    bank = normalize(bank - bank @ query.T * query, dim=1) + cosines[:, None] * query
+    bank = bank[torch.randperm(9000, generator=torch.Generator().manual_seed(0))]
+    assert torch.equal(nearest(query, bank, 20)[1], brute_force(query, bank, 20).indices)
 
 
 def test_lengths_of_features_do_not_matter(way):

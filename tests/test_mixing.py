@@ -119,7 +119,7 @@ def test_the_share_of_a_pair_is_the_first_ones():
 @pytest.mark.parametrize("piece", [None, 1, 300])
 def test_cosines_and_gradients_are_those_of_mixtures_that_are_constants(monkeypatch, piece):
     if piece is not None:
-        monkeypatch.setitem(blocks.BLOCK, "cpu", piece)             # 300: of two images
+        monkeypatch.setitem(blocks.BLOCK, "cpu", piece)             # 300: three images' products, one's lengths
         monkeypatch.setattr(blocks, "PLAIN", 0)
     query, queue = normal(7, 5).requires_grad_(), normalize(normal(20, 5, seed=1), dim=-1).requires_grad_()
     before, weight = queue.detach().clone(), normal(7, 10, seed=2)
@@ -133,10 +133,11 @@ def test_cosines_and_gradients_are_those_of_mixtures_that_are_constants(monkeypa
     assert torch.equal(queue, before)
 
 
-def test_of_two_opposite_keys_in_equal_shares_nothing_is_left_but_a_number():
+@pytest.mark.parametrize("share", [0.49, 0.499, 0.4999, 0.49999997])
+def test_of_two_opposite_keys_in_equal_shares_nothing_is_left_but_a_number(share):
     keys = normalize(floats(0.3, 0.2, 0.9).float())
     drawn = none()._replace(first=torch.tensor([[0]]), second=torch.tensor([[1]]), first_share=torch.tensor([[0.5]]),
-                            single=torch.tensor([[1]]), query_share=torch.tensor([[0.49999997]]))
+                            single=torch.tensor([[1]]), query_share=torch.tensor([[share]]))
     query = keys.clone().requires_grad_()
     cosines = mix(query, torch.cat([keys, -keys]), 2, drawn)
     cosines.sum().backward()

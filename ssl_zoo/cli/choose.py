@@ -57,7 +57,8 @@ def with_recipe(arguments: Sequence[str]) -> list[str]:
     if any(word.partition("=")[0] in ("--config", "-c") for word in rest):
         raise ValueError(f"{given} gets a recipe of its own, and --config names another: leave one of them out, or "
                          f"name the images with --data.root {given}")
-    if near := [word for word in rest if difflib.get_close_matches(word.partition("=")[0], ["--method"], cutoff=0.8)]:
+    options = [word.partition("=")[0] for word in rest if word.startswith("--")]
+    if near := [option for option in options if difflib.get_close_matches(option, ["--method"], cutoff=0.8)]:
         raise ValueError(f"there is no option {near[0]}; did you mean --method?" if near[0] != "--method" else
                          "--method is given twice")
     root = Path(given).expanduser()

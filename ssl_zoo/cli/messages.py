@@ -118,7 +118,7 @@ def parse_error(message: str) -> str:
     text = ("; ".join(dict.fromkeys(line for line in wrong if line not in choices)) or "; ".join(choices)
             or (found := re.search("Expected a .* Got value: .*", message)) and found[0] or message)
     if choice := re.search(r"Expected a typing.Literal\[(.+)\]", text):
-        given = re.search(r"Given value: (.+)", message)
+        given = re.search(r"Given value type: <class 'str'>\s+Given value: (.+)", message)    # not a whole block
         text = f"expected one of {choice[1]}" + (f", not {given[1]}" if given else "")
     if unknown := re.search(r"Expected a dot import path string: (\w+)", text):
         names = [name for family in FAMILIES for name in dir(import_module(f"ssl_zoo.{family}"))]

@@ -132,7 +132,7 @@ class SideBySide(NamedTuple):
 
     runs: Sequence[Run]
     scores: Mapping[str, bool]         # those shown, and whether they are written in percent
-    columns: Mapping[str, Mapping[str, Samples]]     # the scores of each arm's seeds
+    found: Mapping[str, Mapping[str, Score]]         # the scores of each run, by its name
     table: Sequence[Sequence[str]]
     tests: "Sequence[Test]"
     said: Sequence[str]                # sentences that a reader should know
@@ -161,11 +161,10 @@ class SideBySide(NamedTuple):
     def as_plain(self) -> dict[str, Any]:
         """For JSON."""
         return {"format": 1, "table": self.table,
-                "scores": {arm: {name: [finite(score.value) for score in found[name]] for name in self.scores
-                                 if name in found} for arm, found in self.columns.items()},
                 "tests": [{**test._asdict(), "difference": finite(test.difference)} for test in self.tests],
-                "runs": [{"recipe": run.arm, "seed": run.seed, "folder": str(run.folder), "provenance": run.provenance}
-                         for run in self.runs]}
+                "runs": [{"recipe": run.arm, "seed": run.seed, "folder": str(run.folder),
+                          "scores": {name: finite(score.value) for name, score in self.found.get(run.name, {}).items()},
+                          "provenance": run.provenance} for run in self.runs]}
 
 
 def side_by_side(runs: Sequence[Run], measured: report.Comparison, asked: int, only: Sequence[str] = ()) -> SideBySide:
@@ -186,7 +185,7 @@ def side_by_side(runs: Sequence[Run], measured: report.Comparison, asked: int, o
         columns |= untrained(runs)
     tests = paired_tests(runs, measured.scores, [name for name, percent in scores.items() if percent])
     lines = table(runs, columns, scores, asked=asked, timed=not untimed)
-    return SideBySide(runs, scores, columns, lines, tests, said, not untimed, not uncurved)
+    return SideBySide(runs, scores, measured.scores, lines, tests, said, not untimed, not uncurved)
 
 
 def arms(runs: Iterable[Run]) -> list[str]:

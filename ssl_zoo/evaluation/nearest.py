@@ -155,7 +155,8 @@ def search(queries: Tensor, bank: Tensor, inverse: Tensor, k: int, least: Tensor
     Args:
         queries: [m, D] of length 1.
         inverse: [N], one over the lengths of the bank's rows.
-        least: [m, 1] cosines that the k nearest are known to reach; of a query that has fewer, others are not found.
+        least: [m, 1] cosines below which nothing is looked for. A query of which fewer rows reach its own gets cosines
+            of -inf in place of the rest.
     """
     rows = tile(queries.device)[1]
     best = Best(queries, k, rows, least)
@@ -249,7 +250,8 @@ def sieve(queries: Tensor, bank: Tensor, inverse: Tensor, k: int, least: Tensor)
     """What `search` returns, from rough cosines by bfloat16 products and exact ones where they matter.
 
     1. A rough cosine is wrong by at most `wrong`. A row whose rough cosine is below `least`, or below the k-th best so
-       far, by more than that cannot be one of the k nearest, and is dropped without an exact product.
+       far, by more than that cannot be one of the k nearest, and is dropped without an exact product. Nothing below
+       `wrong` is looked for either.
     2. The few rows that remain get exact cosines, and the k best are kept. `search` takes over if too many remain for a
        gain.
     """
@@ -267,7 +269,8 @@ def sieve(queries: Tensor, bank: Tensor, inverse: Tensor, k: int, least: Tensor)
             return search(queries, bank, inverse, k, least)     # all are too near to each other for bfloat16
         columns = found % len(exact)
         best.add(starts, columns + piece.start, dots(queries, exact, starts, columns) * scale[columns])
-    return best.keep()
+    cosines, places = best.keep()
+    return cosines.masked_fill_(cosines < wrong, -torch.inf), places
 
 
 def dots(x: Tensor, y: Tensor, starts: Tensor, columns: Tensor) -> Tensor:
