@@ -51,11 +51,14 @@ class Spread(Protocol):
 
 
 class WithProjector(Evaluation):
-    """Shows `Spread` the run's projector."""
+    """Shows a `Spread` the run's projector."""
+
+    def __init__(self) -> None:
+        self.spread = Spread()
+        super().__init__([self.spread])
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        for protocol in self.protocols:
-            protocol.projector = pl_module.projector
+        self.spread.projector = pl_module.projector      # type: ignore[assignment]
         super().setup(trainer, pl_module, stage)
 
 
@@ -97,7 +100,7 @@ def main(epochs: int) -> None:
             one = run(recipe, images, SEED, folder, [
                 "--model.temperature", str(temperature), "--trainer.max_epochs", str(epochs),
                 "--trainer.check_val_every_n_epoch", str(epochs), "--evaluation.protocols", "[knn, health]",
-                "--report.raw_pixels", "false"], [WithProjector([Spread()])])
+                "--report.raw_pixels", "false"], [WithProjector()])
         last = list(one.values())[-1]
         runs[negatives][str(temperature)] = {name: last[name] for name in NUMBERS}
         record("temperature", {"images": IMAGES, "epochs": epochs, "seed": SEED, "runs": runs})
