@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-M_MMAP_THRESHOLD = -3   # of glibc: raised by itself, it keeps memory that a call has freed
+M_MMAP_THRESHOLD = -3   # of glibc: larger blocks go back to the system when they are freed
 Cost = tuple[float, int]
 
 
@@ -40,12 +40,21 @@ def resident() -> int:
 
 
 def in_a_process(measure: Callable[..., Cost], *arguments: Any) -> Cost:
-    """measure(*arguments) on one thread of a fork of this process, which has done nothing but import."""
+    """measure(*arguments) on one thread of a fork of this process, which has done nothing but import.
+
+    Seconds and memory come from a fork each. To count memory, what is freed goes back to the system at once; to get it
+    anew takes time that a training run does not lose, because glibc keeps memory that was freed once.
+    """
+    return forked(measure, arguments, returned=False)[0], forked(measure, arguments, returned=True)[1]
+
+
+def forked(measure: Callable[..., Cost], arguments: tuple[Any, ...], returned: bool) -> Cost:
     ours, theirs = multiprocessing.Pipe()
 
     def answer() -> None:
         torch.set_num_threads(1)
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 ** 20)
+        if returned:
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 ** 20)
         theirs.send(measure(*arguments))
 
     process = multiprocessing.get_context("fork").Process(target=answer)

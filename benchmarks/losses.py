@@ -1,9 +1,9 @@
 """How much time and memory do losses over large batches take? Against lightly's NT-Xent, on one thread.
 
-Forward and backward of projections of width 128. Each loss has a process of its own, which reports the process time of
-its faster of two passes and how far its resident pages rose above what was there before the first one. Memory
-that is freed goes back to the system, which glibc would else keep for later, as a training run's may. Processes
-take turns; the ratio is that of the medians.
+Forward and backward of projections of width 128. Each loss has two processes of its own: one reports the process time
+of its faster of two passes, and one how far its resident pages rose above what was there before the first. In the
+second, memory that is freed goes back to the system, which glibc else keeps for later. Losses take turns; the ratio is
+that of the medians.
 
     python benchmarks/losses.py                 8,192 and 16,384 rows, and a queue; about 15 minutes and 5 GiB
     python benchmarks/losses.py 4096            another number of rows, whose figures are not recorded
