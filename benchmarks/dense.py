@@ -6,10 +6,11 @@ All methods take the same encoder, steps, batches, optimiser and views (SlotCon'
 the 367 training images without their masks. The probe sees whole images of 120x160 pixels with masks of that size: it
 trains on those 367 and is tested on the 233 of the test part. PixPro's momentum and gamma were chosen on the 101 of the
 validation part, the paper's being 0.99 and 2; SimCLR's temperature is that of recipes/folder. SlotCon has PixPro's
-momentum. DenseCL's queue is 64 because it was below the untrained encoder with 128 after 60 steps, on the test part; its
-groups of 16 images for BatchNorm and its momentum were chosen on the validation part after those of 4 images and 0.9 had
-been below the untrained encoder on the test part (16.3 for 16.8 %; on the validation part 14.6, with groups of 16 images
-19.0, and with 0.99 too 22.4). Each method's figures are recorded when it ends, and the others' stay as they were.
+momentum. DenseCL's queue is 64 because it was below the untrained encoder with 128 after 60 steps, on the test part;
+its groups of 16 images for BatchNorm and its momentum were chosen on the validation part after those of 4 images and
+0.9 had been below the untrained encoder on the test part (16.3 for 16.8 %; on the validation part 14.6, with groups of
+16 images 19.0, and with 0.99 too 22.4). Each method's figures are recorded when it ends, and the others' stay as they
+were.
 """
 
 import argparse
