@@ -13,7 +13,7 @@ from ssl_zoo import load_encoder, save_encoder
 from ssl_zoo.data import ArrayImages, ImageFolder
 from ssl_zoo.encoders import IMAGENET_MEAN, NarrowResNet, ResNet, Timm, Torchvision
 from ssl_zoo.published import widened
-from ssl_zoo.views import Augmentation, Canvases, Key, ViewSpec
+from ssl_zoo.views import Augmentation, Canvases, Key, ViewSpec, pipeline
 from tests.conftest import simclr, trainer
 from tests.test_data import ready
 
@@ -31,8 +31,25 @@ def noise(channels, side=24, count=5):
 
 # Views
 
+@pytest.fixture
+def uncached():
+    """No `dense` that another test has compiled."""
+    pipeline.compiled.cache_clear()
+    yield
+    pipeline.compiled.cache_clear()
+
+
+def test_rows_of_other_sizes_compile_each_for_itself(uncached, monkeypatch):
+    """Sizes that change would become symbols, which the blur's table cannot be made of."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    rows = [ViewSpec(size=size, blur=0.5, jitter=0.8) for size in (16, 24, 20)]
+    plain, compiled = (Augmentation(rows, compile=compile)(noise(3), KEY) for compile in (False, True))
+    for one, other in zip(plain, compiled, strict=True):
+        torch.testing.assert_close(one.images, other.images, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("compile", [False, True])
-def test_views_of_gray_in_other_numbers_of_channels_are_those_of_three(compile, monkeypatch):
+def test_views_of_gray_in_other_numbers_of_channels_are_those_of_three(compile, uncached, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)   # `dense`, as it is
     row = ViewSpec(size=16, count=2, jitter=0.8, saturation=0, hue=0, blur=0.5, solarize=0.5)
     gray = noise(1)

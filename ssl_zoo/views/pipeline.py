@@ -382,5 +382,5 @@ def dense(source: Tensor, crops: Tensor, changes: Sequence[Tensor], spec: ViewSp
 
 @functools.cache
 def compiled() -> Any:
-    """`dense`, compiled for each row at its first batch."""
-    return torch.compile(dense, fullgraph=True)
+    """`dense`, compiled for each row at its first batch; sizes stay numbers, of which the table of a blur is made."""
+    return torch.compile(dense, fullgraph=True, dynamic=False)
