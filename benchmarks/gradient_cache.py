@@ -1,10 +1,10 @@
 """Does memory stay flat in the batch with gradient caching, and what does a step cost? SimCLR on one thread.
 
-A narrow ResNet on views of 32 pixels; each run is a fork with pages of its own, which reports the processor's time of
-its faster of two steps, forward and backward, and how far its resident pages rose above those before it. The views are
-made before, and are not counted.
+A narrow ResNet on views of 32 pixels; each run is two forks with pages of their own: one reports the processor's time
+of its faster of two steps, forward and backward, and one how far its resident pages rose above those before it. The
+views are made before, and are not counted.
 
-    python benchmarks/gradient_cache.py      about 10 minutes of one core, 2 GiB
+    python benchmarks/gradient_cache.py      about 20 minutes of one core, 2 GiB
 """
 
 from functools import partial

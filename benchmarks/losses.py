@@ -5,7 +5,7 @@ of its faster of two passes, and one how far its resident pages rose above what 
 second, memory that is freed goes back to the system, which glibc else keeps for later. Losses take turns; the ratio is
 that of the medians.
 
-    python benchmarks/losses.py                 8,192 and 16,384 rows, and a queue; about 15 minutes and 5 GiB
+    python benchmarks/losses.py                 8,192 and 16,384 rows, and a queue; about 25 minutes and 5 GiB
     python benchmarks/losses.py 4096            another number of rows, whose figures are not recorded
 """
 

@@ -72,10 +72,10 @@ def hardest_keys(query: Tensor, queue: Tensor, hardest: int) -> Tensor:
     if hardest > len(queue):
         raise ValueError(f"a queue of {len(queue)} keys has no {hardest} hardest: lower hardest, or lengthen the queue")
     query = F.normalize(query, dim=-1)
-    return torch.cat([largest(query[block] @ queue.T, hardest) for block in blocks(query, queue)])
+    return torch.cat([places_of_largest(query[block] @ queue.T, hardest) for block in blocks(query, queue)])
 
 
-def largest(numbers: Tensor, count: int) -> Tensor:
+def places_of_largest(numbers: Tensor, count: int) -> Tensor:
     """The places [R, count] of the largest numbers of each row [R, K], the largest first.
 
     They are in no more than `count` groups of 8 columns: those whose own largest number is largest. That takes half the

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from ssl_zoo import blocks, distributed
 from ssl_zoo.distributed import Key
 from ssl_zoo.losses import contrast, queue_similarities
-from ssl_zoo.mixing import Mixture, draw_mixture, hard_similarities, hardest_keys, largest, mixed_similarities
+from ssl_zoo.mixing import Mixture, draw_mixture, hard_similarities, hardest_keys, mixed_similarities, places_of_largest
 from tests.test_losses import QUEUE, TOY, TOY_TOO, normal
 
 CPU = torch.device("cpu")
@@ -63,9 +63,9 @@ def test_the_hardest_keys_of_each_toy_query_are_its_own():
 @pytest.mark.parametrize("count", [1, 2, 4, 20])
 def test_the_largest_numbers_are_those_that_sorting_finds(columns, count):
     numbers, count = normal(6, columns), min(count, columns)
-    assert torch.equal(largest(numbers, count), numbers.argsort(1, descending=True)[:, :count])
+    assert torch.equal(places_of_largest(numbers, count), numbers.argsort(1, descending=True)[:, :count])
     equal = numbers.round()                                                   # of equal numbers any may be found
-    places = largest(equal, count)
+    places = places_of_largest(equal, count)
     assert torch.equal(equal.gather(1, places), equal.sort(1, descending=True).values[:, :count])
     assert all(len(set(row)) == count for row in places.tolist())
 
